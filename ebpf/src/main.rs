@@ -1,0 +1,101 @@
+//! The programs that fence a job, attached to its cgroup.
+//!
+//! This file only wires hooks; each concern has a file:
+//!
+//! - [`socket`]: which sockets a job may have
+//! - [`connect`]: the destination that a process names, and the way to the job's resolver
+//! - [`packet`]: the destination that a packet really has, which is what counts
+//! - [`rules`]: how [`jobfence_abi::decide`], the decision itself, asks the kernel
+//! - [`report`]: the record of every attempt
+//! - [`maps`], [`process`]: what the programs keep, and who is running
+//!
+//! Where each hook fires, and where it does not, is in the heads of those files. Helpers and hooks
+//! used here exist since Linux 5.10.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod maps;
+mod packet;
+mod process;
+mod report;
+mod rules;
+mod socket;
+
+use aya_ebpf::{
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext, SockContext},
+};
+
+use connect::Family;
+
+/// Packets.
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    packet::egress(&ctx)
+}
+
+/// `socket()`.
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    socket::create(&ctx)
+}
+
+/// `connect()` of an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::outgoing(&ctx, Family::V4, false)
+}
+
+/// `connect()` of an IPv6 socket, also to an IPv4-mapped address.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::outgoing(&ctx, Family::V6, false)
+}
+
+/// An unconnected UDP send to an IPv4 address, also from an IPv6 socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    connect::outgoing(&ctx, Family::V4, true)
+}
+
+/// An unconnected UDP send to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    connect::outgoing(&ctx, Family::V6, true)
+}
+
+/// The source of a datagram that an IPv4 socket received.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    connect::restore(&ctx, Family::V4)
+}
+
+/// The source of a datagram that an IPv6 socket received.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    connect::restore(&ctx, Family::V6)
+}
+
+/// `getpeername()` of an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    connect::restore(&ctx, Family::V4)
+}
+
+/// `getpeername()` of an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    connect::restore(&ctx, Family::V6)
+}
+
+/// The licence of the object, by which the kernel grants helpers that are GPL only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

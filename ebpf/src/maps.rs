@@ -1,0 +1,123 @@
+//! The maps, and the few ways in which the programs reach into them.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock},
+    btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, RingBuf},
+    helpers::generated::bpf_sk_storage_get,
+    macros::btf_map,
+};
+use jobfence_abi::{
+    Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_JOBS, RING_BYTES,
+    Socket,
+};
+
+#[expect(
+    deprecated,
+    reason = "its successor, BPF_MAP_TYPE_CGRP_STORAGE, needs kernel 6.2 and a task's cgroup; this \
+              one gives the cgroup that the program is attached to, whoever sends"
+)]
+use aya_ebpf::btf_maps::CgroupStorage;
+
+/// The slot of the job whose cgroup the program is attached to. The kernel makes an entry with
+/// slot 0, which names no job, at every attach: until the agent writes it, all is denied.
+#[btf_map]
+#[expect(deprecated, reason = "see the import")]
+pub(crate) static SLOTS: CgroupStorage<u32> = CgroupStorage::new();
+
+/// Jobs by slot.
+#[btf_map]
+pub(crate) static JOBS: Array<Job, { MAX_JOBS as usize }> = Array::new();
+
+/// What each job may reach, by slot: a trie that the agent makes for the job and that goes with
+/// it, so that no job can fill another's and none leaves entries behind.
+#[btf_map]
+pub(crate) static ADDRESSES: ArrayOfMaps<
+    LpmTrie<Addr, Grants, { MAX_ADDRESSES as usize }>,
+    { MAX_JOBS as usize },
+> = ArrayOfMaps::new();
+
+/// What each job's programs count, by slot.
+#[btf_map]
+pub(crate) static COUNTERS: Array<Counters, { MAX_JOBS as usize }> = Array::new();
+
+/// Who sent a question to a resolver. Written before the question's packet is delivered; the
+/// least recently used go first, and a resolver looks up at once.
+#[btf_map]
+pub(crate) static CLIENTS: LruHashMap<ClientKey, Client, 16384> = LruHashMap::new();
+
+/// Attempts ([`jobfence_abi::Event`]), on their way to the agent. The map has no value type:
+/// libbpf refuses a ring buffer that names one.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<(), { RING_BYTES as usize }> = RingBuf::new();
+
+/// What is kept with each socket.
+#[btf_map]
+pub(crate) static SOCKETS: ClonedSkStorage<Socket> = ClonedSkStorage::new();
+
+/// `BPF_F_CLONE` of `linux/bpf.h`: a connection that a listener accepts inherits the listener's
+/// entry. aya's `SkStorage` has fixed flags.
+const BPF_F_CLONE: usize = 1 << 9;
+
+/// A socket storage whose entries accepted connections inherit. Laid out as libbpf's BTF map
+/// definitions are: each field's type says what the kernel is asked for.
+#[repr(C)]
+pub(crate) struct ClonedSkStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize | BPF_F_CLONE],
+}
+
+// SAFETY: the pointers are never followed; they only carry types to the loader.
+unsafe impl<T> Sync for ClonedSkStorage<T> {}
+
+impl<T> ClonedSkStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The socket's entry, or null.
+    ///
+    /// # Safety
+    ///
+    /// `sk` must be a socket that the verifier accepts here: a program's own, or one that a
+    /// look-up returned and that has not been released.
+    #[inline(always)]
+    pub(crate) unsafe fn find(&self, sk: *mut bpf_sock) -> *mut T {
+        // SAFETY: the map is this static, which the loader made; `sk` by the contract above.
+        unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), core::ptr::null_mut(), 0).cast() }
+    }
+
+    /// The socket's entry, made and zeroed if there was none; null when the kernel has no memory
+    /// for it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::find`].
+    #[inline(always)]
+    pub(crate) unsafe fn find_or_make(&self, sk: *mut bpf_sock) -> *mut T {
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as above; a null value means a zeroed entry.
+        unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), core::ptr::null_mut(), flags).cast() }
+    }
+
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// The job whose cgroup the running program is attached to, and its slot.
+#[inline(always)]
+pub(crate) fn job() -> Option<(u32, &'static Job)> {
+    // SAFETY: the helper never returns null, and the entry lives as long as the attachment.
+    let slot = unsafe { *SLOTS.get_ptr_mut() };
+    Some((slot, JOBS.get(slot)?))
+}

@@ -1,0 +1,234 @@
+//! The packet, which is the truth.
+//!
+//! `BPF_CGROUP_INET_EGRESS` runs for every packet of every socket that a process of the job
+//! created, after netfilter's OUTPUT chain and before fragmentation. The destination is read from
+//! the header, since the context's `remote_ip4` is 0 for an unconnected UDP socket.
+
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    programs::SkBuffContext,
+};
+use jobfence_abi::{
+    Addr, Client, ClientKey, Flow, Hook, Job, Reason, Socket, decide, proto,
+};
+
+use crate::{
+    maps::{CLIENTS, SOCKETS, job},
+    report::{Attempt, Counter, count, record},
+    rules::KernelRules,
+};
+
+/// The loopback interface's index, which Linux gives it in every network namespace
+/// (`LOOPBACK_IFINDEX`, net/flow.h).
+const LOOPBACK: u32 = 1;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// IPv6 next headers that are no protocol of their own (RFC 8200 section 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// What a packet's header says.
+struct Header {
+    flow: Flow,
+    source: Addr,
+    /// Network byte order.
+    source_port: u16,
+    family: u8,
+    /// [`Reason::ALLOWED`], or what makes the packet one that is never let through.
+    fault: Reason,
+}
+
+/// Lets the packet go (1) or drops it (0); a send that it came from fails with `EPERM`.
+#[inline(always)]
+pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let Some((slot, job)) = job() else { return 0 };
+    // SAFETY: the context is the program's own. The hook runs only with a full socket, and the
+    // verifier wants both checks.
+    let socket = unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return 0;
+        }
+        let sk = bpf_sk_fullsock(sk);
+        if sk.is_null() {
+            return 0;
+        }
+        SOCKETS.find_or_make(sk)
+    };
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: checked above; see `connect::outgoing` on other writers.
+    let socket = unsafe { &mut *socket };
+
+    let header = read(skb);
+    let flow = header.flow;
+    let known = socket.generation == job.generation && socket.flow == flow;
+    if known && socket.pass == 1 && header.fault.is_allowed() {
+        return 1;
+    }
+
+    let reason = judge(skb, slot, job, &header);
+    if reason == Reason::RESOLVER {
+        // Not kept as the socket's flow: each question may come from another process.
+        remember(slot, &header, socket);
+        return 1;
+    }
+    if !reason.is_reported() {
+        return keep(socket, job, flow, true);
+    }
+    if known && socket.pass == 0 && header.fault.is_allowed() && !reason.is_allowed() {
+        // Already reported: a retransmission, or a send after a refused one.
+        count(slot, Counter::DroppedAgain);
+        return 0;
+    }
+    let attempt = Attempt {
+        slot,
+        hook: Hook::PACKET,
+        reason,
+        family: header.family,
+        flow,
+        socket_type: 0,
+    };
+    let pass = record(&attempt, job, socket);
+    keep(socket, job, flow, pass)
+}
+
+/// Keeps the verdict with the socket.
+#[inline(always)]
+fn keep(socket: &mut Socket, job: &Job, flow: Flow, pass: bool) -> i32 {
+    socket.flow = flow;
+    socket.generation = job.generation;
+    socket.pass = u32::from(pass);
+    i32::from(pass)
+}
+
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, slot: u32, job: &Job, header: &Header) -> Reason {
+    if !header.fault.is_allowed() {
+        return header.fault;
+    }
+    // SAFETY: the context is readable throughout.
+    if header.flow.dst.is_loopback() && unsafe { (*skb).ifindex } != LOOPBACK {
+        return Reason::LOOPBACK;
+    }
+    let rules = KernelRules {
+        ctx: skb.cast(),
+        slot,
+        job: job.id,
+        source: header.source,
+        source_port: header.source_port,
+    };
+    decide(&header.flow, job, &rules)
+}
+
+/// Tells the resolver whose question this is, before the packet reaches it.
+#[inline(always)]
+fn remember(slot: u32, header: &Header, socket: &Socket) {
+    let key = ClientKey {
+        slot,
+        port: u16::from_be(header.source_port),
+        proto: header.flow.proto,
+        family: if header.family == AF_INET { 4 } else { 6 },
+    };
+    let client = Client {
+        pid: socket.pid,
+        uid: socket.uid,
+        comm: socket.comm,
+    };
+    // A failure costs the event its process, nothing else.
+    let _ = CLIENTS.insert(&key, &client, 0);
+}
+
+/// Reads the header. `skb->protocol` is not looked at: the version is in the first byte.
+#[inline(always)]
+fn read(skb: *mut __sk_buff) -> Header {
+    let mut header = Header {
+        flow: Flow::NONE,
+        source: Addr { words: [0; 4] },
+        source_port: 0,
+        family: 0,
+        fault: Reason::MALFORMED,
+    };
+    let Some(first) = load::<u8>(skb, 0) else { return header };
+    let transport = match first >> 4 {
+        4 => read_v4(skb, &mut header),
+        6 => read_v6(skb, &mut header),
+        _ => return header,
+    };
+    if !header.fault.is_allowed() {
+        return header;
+    }
+    if header.flow.proto == proto::TCP || header.flow.proto == proto::UDP {
+        let Some([source, destination]) = load::<[u16; 2]>(skb, transport) else {
+            header.fault = Reason::MALFORMED;
+            return header;
+        };
+        header.source_port = source;
+        header.flow.port = u16::from_be(destination);
+    }
+    header
+}
+
+/// Reads an IPv4 header (RFC 791) and returns the length of it.
+#[inline(always)]
+fn read_v4(skb: *mut __sk_buff, header: &mut Header) -> u32 {
+    let Some(words) = load::<[u32; 5]>(skb, 0) else { return 0 };
+    header.family = AF_INET;
+    header.source = Addr::v4(words[3]);
+    header.flow.dst = Addr::v4(words[4]);
+    let first = u32::from_be(words[0]);
+    let fragment = u32::from_be(words[1]) & 0x3fff;
+    header.flow.proto = (u32::from_be(words[2]) >> 16) as u8;
+    header.fault = if fragment != 0 {
+        Reason::FRAGMENT
+    } else if first >> 24 == 0x45 {
+        Reason::ALLOWED
+    } else if first >> 24 > 0x45 {
+        // Options: a source route names where the packet goes after the header's destination.
+        Reason::EXTENSION_HEADER
+    } else {
+        Reason::MALFORMED
+    };
+    20
+}
+
+/// Reads an IPv6 header (RFC 8200) and returns the length of it.
+#[inline(always)]
+fn read_v6(skb: *mut __sk_buff, header: &mut Header) -> u32 {
+    let Some(words) = load::<[u32; 10]>(skb, 0) else { return 0 };
+    header.family = AF_INET6;
+    let [_, lengths, s0, s1, s2, s3, d0, d1, d2, d3] = words;
+    header.source = Addr { words: [s0, s1, s2, s3] };
+    header.flow.dst = Addr { words: [d0, d1, d2, d3] };
+    let next = (u32::from_be(lengths) >> 8) as u8;
+    header.flow.proto = next;
+    header.fault = if next == FRAGMENT {
+        Reason::FRAGMENT
+    } else if next == HOP_BY_HOP || next == ROUTING || next == DESTINATION_OPTIONS {
+        Reason::EXTENSION_HEADER
+    } else {
+        Reason::ALLOWED
+    };
+    40
+}
+
+/// Copies a `T` from `offset` of the packet; `None` when the packet is shorter.
+#[inline(always)]
+fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes all of `value` or fails; every `T` here is made of integers.
+    unsafe {
+        let to = value.as_mut_ptr().cast::<c_void>();
+        let result = bpf_skb_load_bytes(skb.cast(), offset, to, size_of::<T>() as u32);
+        (result == 0).then(|| value.assume_init())
+    }
+}

@@ -1,0 +1,30 @@
+//! A private internet to test a fence in, and the means to run commands in it with and without
+//! the fence.
+//!
+//! An [`Internet`] is two network namespaces joined by one virtual cable. The *job side* is where
+//! commands run. The *net side* is everybody else: it answers for every address there is, so each
+//! packet that leaves the job side arrives somewhere, and it counts what arrives
+//! ([`Internet::since`]). Neither side has a way out, so no packet of a test leaves the machine.
+//!
+//! A refusal is proven by [`denied`]: the attempt reaches the net side without the fence, and with
+//! it not one packet does.
+//!
+//! Needs root (`CAP_NET_ADMIN`, `CAP_SYS_ADMIN`), `ip` of iproute2, and `nsenter`, `unshare` and
+//! `mount` of util-linux. Each test makes its own [`Internet`]; they run in parallel.
+#![forbid(unsafe_code)]
+
+pub mod addresses;
+mod dns;
+mod fence;
+mod http;
+mod internet;
+mod run;
+mod servers;
+mod tls;
+mod wire;
+
+pub use dns::Data;
+pub use fence::{Expect, Fence, Fenced, denied, denied_name};
+pub use internet::Internet;
+pub use run::{Output, run};
+pub use wire::{Arrival, Arrivals, Mark, Protocol};

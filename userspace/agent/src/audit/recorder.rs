@@ -1,0 +1,427 @@
+//! Makes events of what the kernel and the resolver report.
+
+use std::{
+    collections::{HashMap},
+    fs::File,
+    io::{self, Write as _},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use jobfence_abi::{self as abi, COMM_LEN, Client, Hook, Reason, proto};
+use jobfence_policy::{AddrRule, Job, Location, Mode, Rule};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    event::{Destination, Event, JobName, Kind, ProcessInfo, Question, Verdict},
+    mask::Mask,
+};
+use crate::{
+    job::{
+        State,
+        process::{Process, Processes},
+    },
+    names::{self, DnsEvent, Table, Transport},
+};
+
+/// Flows that are told apart in one job. Beyond it each attempt gets its own line.
+const MAX_FLOWS: usize = 20_000;
+
+/// The record of one job.
+pub struct Recorder {
+    job: JobName,
+    state: State,
+    policy: Arc<Job>,
+    table: Arc<Table>,
+    processes: Processes,
+    mask: Mask,
+    log: Option<File>,
+    log_error: Option<io::Error>,
+    seq: u64,
+    flows: HashMap<FlowKey, usize>,
+    tallies: Vec<Tally>,
+    violations: u64,
+    /// `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`.
+    epoch: SystemTime,
+}
+
+/// What a recorder needs to know of its job.
+pub struct Subject {
+    /// The job's name and id.
+    pub job: JobName,
+    /// What its fence is worth.
+    pub state: State,
+    /// Its policy.
+    pub policy: Arc<Job>,
+    /// The names and addresses that its resolver has given it.
+    pub table: Arc<Table>,
+    /// Its secrets.
+    pub mask: Mask,
+    /// Where events are written, if anywhere.
+    pub log: Option<File>,
+}
+
+/// What makes two attempts the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct FlowKey {
+    kind: Kind,
+    reason: Reason,
+    proto: u8,
+    ip: Option<IpAddr>,
+    port: u16,
+    qname: String,
+    qtype: String,
+    pid: u32,
+}
+
+/// An attempt and how often it was made.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// The first.
+    pub event: Event,
+    /// How often in all.
+    pub count: u64,
+    /// How many of those a line of the log stands for already.
+    written: u64,
+}
+
+/// What a person is told in the end.
+#[derive(Debug)]
+pub struct Summary {
+    /// What the fence was worth.
+    pub state: State,
+    /// Every attempt, the first of each kind with a count, in the order in which they came.
+    pub tallies: Vec<Tally>,
+    /// Attempts that violate the policy.
+    pub violations: u64,
+}
+
+impl Recorder {
+    /// Begins the record of `subject`.
+    #[must_use]
+    pub fn new(subject: Subject) -> Self {
+        let (monotonic, now) = (clock_gettime(ClockId::Monotonic), SystemTime::now());
+        let epoch = now - Duration::try_from(monotonic).unwrap_or_default();
+        Self {
+            job: subject.job,
+            state: subject.state,
+            policy: subject.policy,
+            table: subject.table,
+            processes: Processes::new(),
+            mask: subject.mask,
+            log: subject.log,
+            log_error: None,
+            seq: 0,
+            flows: HashMap::new(),
+            tallies: Vec::new(),
+            violations: 0,
+            epoch,
+        }
+    }
+
+    /// The job's processes.
+    pub fn processes(&mut self) -> &mut Processes {
+        &mut self.processes
+    }
+
+    /// Attempts so far that violate the policy.
+    #[must_use]
+    pub fn violations(&self) -> u64 {
+        self.violations
+    }
+
+    /// Why the log could not be written, if so. What cannot be logged must not go on.
+    #[must_use]
+    pub fn log_error(&self) -> Option<&io::Error> {
+        self.log_error.as_ref()
+    }
+
+    /// Notes something about the job itself.
+    pub fn job(&mut self, message: &str) {
+        let event = self.event(SystemTime::now(), Kind::Job, Reason::ALLOWED);
+        self.write(Event {
+            reason: "job",
+            message: Some(message.to_owned()),
+            ..event
+        });
+    }
+
+    /// Notes attempts that were denied because their events found no room.
+    pub fn loss(&mut self, count: u64) {
+        let event = self.event(SystemTime::now(), Kind::Loss, Reason::AUDIT_LOSS);
+        let violation = self.policy.mode == Mode::Enforce;
+        let event = Event {
+            violation,
+            count,
+            message: Some(format!("{count} attempts were denied: their events found no room")),
+            ..event
+        };
+        if violation {
+            self.violations += count;
+        }
+        self.write(event.clone());
+        self.tallies.push(Tally {
+            event,
+            count,
+            written: count,
+        });
+    }
+
+    /// Notes what a program in the kernel reported.
+    pub fn kernel(&mut self, report: &abi::Event) {
+        let ts = self.epoch + Duration::from_nanos(report.monotonic_ns);
+        let flow = &report.flow;
+        let kind = match report.hook {
+            Hook::SOCKET => Kind::Socket,
+            Hook::PACKET => Kind::Packet,
+            _ => Kind::Connect,
+        };
+        let ip = (kind != Kind::Socket).then(|| IpAddr::from(flow.dst));
+        let has_ports = flow.proto == proto::TCP || flow.proto == proto::UDP;
+        let names = ip.map(|ip| self.table.names_of(ip)).unwrap_or_default();
+
+        let policy = Arc::clone(&self.policy);
+        let behind = ip.map_or(AddrRule::None, |ip| {
+            policy.explain_addr(ip, &names, flow.proto, flow.port)
+        });
+        let (reason, rule) = match behind {
+            AddrRule::Denied(rule) if !report.reason.is_allowed() => (Reason::DENIED, Some(rule)),
+            AddrRule::Allowed(rule) if report.reason.is_allowed() => (report.reason, Some(rule)),
+            _ => (report.reason, None),
+        };
+        let key = FlowKey {
+            kind,
+            reason,
+            proto: flow.proto,
+            ip,
+            port: flow.port,
+            qname: String::new(),
+            qtype: report.socket_type.to_string(),
+            pid: report.pid,
+        };
+        let violation = self.is_violation(reason, rule);
+        if self.repeat(&key, violation) {
+            return;
+        }
+        let name = names.first();
+        let chain = name.map(|name| self.table.chain_of(name));
+        let chain = chain.iter().flat_map(|chain| chain.iter());
+        let dst = ip.map(|ip| Destination {
+            ip: Some(ip),
+            port: has_ports.then_some(flow.port),
+            name: name.map(|name| self.mask.apply(name.as_str())),
+            chain: chain.map(|name| self.mask.apply(name.as_str())).collect(),
+        });
+        let process = self.process(&Client {
+            pid: report.pid,
+            uid: report.uid,
+            comm: report.comm,
+        });
+        let event = Event {
+            rule: rule.map(|rule| rule.location.to_string()),
+            violation,
+            proto: Some(protocol(flow.proto)),
+            dst,
+            process,
+            ..self.event(ts, kind, reason)
+        };
+        self.first(key, event);
+    }
+
+    /// Notes a question of the job, which `client` asked.
+    pub fn dns(&mut self, question: &DnsEvent, client: Option<&Client>) {
+        let key = FlowKey {
+            kind: Kind::Dns,
+            reason: question.reason,
+            proto: match question.transport {
+                Transport::Udp => proto::UDP,
+                Transport::Tcp => proto::TCP,
+            },
+            ip: None,
+            port: 0,
+            qname: question.qname.clone(),
+            qtype: question.qtype.clone(),
+            pid: client.map_or(0, |client| client.pid),
+        };
+        if self.repeat(&key, question.violation) {
+            return;
+        }
+        let process = client.and_then(|client| self.process(client));
+        let event = self.event(SystemTime::now(), Kind::Dns, question.reason);
+        let event = Event {
+            verdict: match question.verdict {
+                names::Verdict::Allow => Verdict::Allow,
+                names::Verdict::Deny => Verdict::Deny,
+            },
+            rule: question.rule.as_ref().map(Location::to_string),
+            violation: question.violation,
+            proto: Some(protocol(key.proto)),
+            dst: Some(Destination {
+                ip: question.addresses.first().copied(),
+                port: None,
+                name: Some(self.mask.apply(&question.qname)),
+                chain: question.chain.iter().map(|name| self.mask.apply(name.as_str())).collect(),
+            }),
+            dns: Some(Question {
+                qname: self.mask.apply(&question.qname),
+                qtype: question.qtype.clone(),
+                rcode: question.rcode.clone(),
+            }),
+            process,
+            ..event
+        };
+        self.first(key, event);
+    }
+
+    /// Ends the record: writes the counts of repetitions, and says what there is to tell.
+    pub fn finish(&mut self) -> Summary {
+        let repeated: Vec<Event> = self
+            .tallies
+            .iter_mut()
+            .filter(|tally| tally.count > tally.written)
+            .map(|tally| {
+                let count = tally.count - tally.written;
+                tally.written = tally.count;
+                Event {
+                    count,
+                    ts: SystemTime::now(),
+                    ..tally.event.clone()
+                }
+            })
+            .collect();
+        for event in repeated {
+            self.write(event);
+        }
+        Summary {
+            state: self.state.clone(),
+            tallies: std::mem::take(&mut self.tallies),
+            violations: self.violations,
+        }
+    }
+
+    /// What counts against the job: what was denied, but for what a rule excuses and for
+    /// discovery by multicast, which no dependency does to leak and many a library does unasked.
+    fn is_violation(&self, reason: Reason, rule: Option<&Rule>) -> bool {
+        self.policy.mode == Mode::Enforce
+            && !reason.is_allowed()
+            && reason != Reason::MULTICAST
+            && rule.is_none_or(|rule| rule.fail)
+    }
+
+    /// Counts an attempt that was made before.
+    fn repeat(&mut self, key: &FlowKey, violation: bool) -> bool {
+        if violation {
+            self.violations += 1;
+        }
+        let Some(&index) = self.flows.get(key) else {
+            return false;
+        };
+        self.tallies[index].count += 1;
+        true
+    }
+
+    /// Writes the first attempt of its kind.
+    fn first(&mut self, key: FlowKey, event: Event) {
+        self.write(event.clone());
+        if self.flows.len() < MAX_FLOWS {
+            self.flows.insert(key, self.tallies.len());
+            self.tallies.push(Tally {
+                event,
+                count: 1,
+                written: 1,
+            });
+        }
+    }
+
+    /// An event without particulars.
+    fn event(&self, ts: SystemTime, kind: Kind, reason: Reason) -> Event {
+        Event {
+            ts,
+            seq: 0,
+            job: self.job.clone(),
+            state: self.state.clone(),
+            kind,
+            verdict: if reason.is_allowed() {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            },
+            reason: reason.word(),
+            rule: None,
+            violation: false,
+            proto: None,
+            dst: None,
+            dns: None,
+            process: None,
+            count: 1,
+            message: None,
+        }
+    }
+
+    fn write(&mut self, event: Event) {
+        let event = Event {
+            seq: self.seq,
+            ..event
+        };
+        self.seq += 1;
+        let Some(log) = &mut self.log else { return };
+        let written = serde_json::to_vec(&event).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            log.write_all(&line)
+        });
+        if let Err(error) = written {
+            self.log_error.get_or_insert(error);
+        }
+    }
+
+    fn process(&mut self, client: &Client) -> Option<ProcessInfo> {
+        if client.pid == 0 {
+            return None;
+        }
+        let comm = text(&client.comm);
+        let process = self.processes.find(client.pid, &comm);
+        let ancestors = self.processes.ancestors(&process);
+        Some(ProcessInfo {
+            uid: Some(client.uid),
+            ancestors: ancestors.iter().map(|ancestor| self.info(ancestor)).collect(),
+            ..self.info(&process)
+        })
+    }
+
+    fn info(&self, process: &Process) -> ProcessInfo {
+        ProcessInfo {
+            pid: process.pid,
+            ppid: (process.ppid != 0).then_some(process.ppid),
+            uid: None,
+            comm: process.comm.clone(),
+            exe: process.exe.as_ref().map(|exe| exe.display().to_string()),
+            cmdline: process.cmdline.as_ref().map(|line| self.mask.apply(line)),
+            ancestors: Vec::new(),
+        }
+    }
+}
+
+impl Summary {
+    /// The distinct destinations among `tallies`, for counting.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.violations == 0
+    }
+}
+
+/// A command name, which ends at the first zero byte.
+fn text(comm: &[u8; COMM_LEN]) -> String {
+    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
+    String::from_utf8_lossy(&comm[..end]).into_owned()
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        proto::TCP => "tcp".to_owned(),
+        proto::UDP => "udp".to_owned(),
+        proto::ICMP => "icmp".to_owned(),
+        proto::ICMPV6 => "icmpv6".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,243 @@
+//! The cgroup that a job's fence hangs on.
+//!
+//! It is made below the caller's own, so that whatever limits the caller stays in force for the
+//! job. The caller may have processes of its own there: the rule against processes in inner
+//! cgroups binds only cgroups that hand controllers down (cgroups(7)), and no controller is used
+//! here.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use thiserror::Error;
+
+/// What can be wrong with cgroups.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// Version 2 is not mounted.
+    #[error(
+        "no cgroup v2 hierarchy is mounted that holds this process: mount one with \
+         `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with \
+         systemd.unified_cgroup_hierarchy=1"
+    )]
+    NotMounted,
+    /// A file system call failed.
+    #[error("could not {doing} {path}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Processes remained.
+    #[error("processes in {path} did not end within {seconds} s of being killed; the fence stays up")]
+    Populated {
+        /// The cgroup.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+/// How long killed processes may take to be gone. A process in an uninterruptible sleep can take
+/// long; nothing is unfenced meanwhile.
+const END: Duration = Duration::from_secs(10);
+
+/// A cgroup made for a job. Not removed on drop: see [`Cgroup::end`].
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `name` below the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::NotMounted`] without cgroup v2, [`CgroupError::Io`] without the right to
+    /// make a folder there.
+    pub fn make(name: &str) -> Result<Self, CgroupError> {
+        let path = own()?.join(name);
+        fs::create_dir(&path).map_err(|source| CgroupError::Io {
+            doing: "make the cgroup",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { path })
+    }
+
+    /// The cgroup at `path`, which another process made.
+    #[must_use]
+    pub fn open(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves the calling process into the cgroup.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Io`].
+    pub fn enter(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Kills every process in the cgroup and below, waits until none is left, and removes it. A
+    /// cgroup that is gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Populated`], after which the cgroup is still there.
+    pub fn end(&self) -> Result<(), CgroupError> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        self.kill()?;
+        self.wait_until_empty()?;
+        // Below it there are cgroups only if a job that is root made some.
+        self.remove(&self.path)
+    }
+
+    /// Kills every process in the cgroup and below (`cgroup.kill`, Linux 5.14).
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Io`].
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", "1")
+    }
+
+    fn wait_until_empty(&self) -> Result<(), CgroupError> {
+        let path = self.path.join("cgroup.events");
+        let failed = |source| CgroupError::Io {
+            doing: "watch",
+            path: path.clone(),
+            source,
+        };
+        let deadline = Instant::now() + END;
+        let mut file = fs::File::open(&path).map_err(failed)?;
+        loop {
+            let events = read_from_start(&mut file).map_err(failed)?;
+            if events.lines().any(|line| line == "populated 0") {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CgroupError::Populated {
+                    path: self.path.clone(),
+                    seconds: END.as_secs(),
+                });
+            }
+            // The kernel raises POLLPRI when the file changes (cgroup-v2, "cgroup.events").
+            let mut fds = [PollFd::new(&file, PollFlags::PRI)];
+            let timeout = Timespec::try_from(left).ok();
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Io {
+            doing: "remove the cgroup",
+            path: path.to_owned(),
+            source,
+        };
+        for entry in fs::read_dir(path).map_err(failed)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.remove(&entry.path())?;
+            }
+        }
+        fs::remove_dir(path).map_err(failed)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.path.join(file);
+        fs::write(&path, value).map_err(|source| CgroupError::Io {
+            doing: "write to",
+            path,
+            source,
+        })
+    }
+}
+
+fn read_from_start(file: &mut fs::File) -> io::Result<String> {
+    use io::{Read as _, Seek as _};
+    file.rewind()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The folder of the calling process's own cgroup.
+fn own() -> Result<PathBuf, CgroupError> {
+    let read = |path: &str| {
+        fs::read_to_string(path).map_err(|source| CgroupError::Io {
+            doing: "read",
+            path: path.into(),
+            source,
+        })
+    };
+    find(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
+        .ok_or(CgroupError::NotMounted)
+}
+
+/// Finds the folder of a process's cgroup from its `mountinfo` and `cgroup` files (proc(5)).
+fn find(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        if kind.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let below = Path::new(path).strip_prefix(root).ok()?;
+        Some(Path::new(point).join(below))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 24 0:26 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory
+42 24 0:38 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 none rw
+";
+
+    #[test]
+    fn the_hierarchy_is_found_wherever_it_is_mounted() {
+        let cgroup = "4:memory:/a\n0::/system.slice/runner.service\n";
+        assert_eq!(
+            find(HYBRID, cgroup),
+            Some("/sys/fs/cgroup/unified/system.slice/runner.service".into())
+        );
+        let unified = "25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(find(unified, "0::/\n"), Some("/sys/fs/cgroup".into()));
+    }
+
+    #[test]
+    fn a_mount_of_a_part_that_does_not_hold_the_process_is_not_taken() {
+        let part = "25 20 0:22 /docker/a /mnt rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(find(part, "0::/docker/b\n"), None);
+        assert_eq!(find(part, "0::/docker/a/c\n"), Some("/mnt/c".into()));
+    }
+
+    #[test]
+    fn version_1_alone_is_not_enough() {
+        assert_eq!(find("30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup none rw\n", "0::/\n"), None);
+        assert_eq!(find(HYBRID, "4:memory:/a\n"), None);
+    }
+}

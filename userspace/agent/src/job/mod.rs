@@ -1,0 +1,39 @@
+//! The job: who is asking, from its start to its end.
+//!
+//! - [`cgroup`]: the cgroup that the fence hangs on
+//! - [`launch`]: a process that is in the cgroup, and has nothing to undo the fence with, before
+//!   its first instruction
+//! - [`process`]: which process is which, also when it is gone already
+//! - [`reaper`]: ends the job when the agent dies
+//! - [`run`]: one command as a job
+
+pub mod cgroup;
+pub mod launch;
+pub mod process;
+pub mod reaper;
+pub mod run;
+mod seclude;
+pub mod user;
+
+use std::fmt;
+
+/// What the fence of a job is worth. Every report and event carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// What the policy does not allow does not leave.
+    Enforcing,
+    /// Everything leaves, and is recorded as the policy sees it.
+    Auditing,
+    /// What the policy does not allow is refused, but the job has means to get around that.
+    Advisory(Vec<String>),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enforcing => f.write_str("enforcing"),
+            Self::Auditing => f.write_str("auditing"),
+            Self::Advisory(reasons) => write!(f, "advisory({})", reasons.join("; ")),
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Which process is which, also when it is gone already.
+//!
+//! The kernel side reports a process by number and command name. The rest, its program, command
+//! line and parents, is in /proc as long as the process lives, which for a refused `curl` can be
+//! a millisecond. So the table follows the kernel's process events (`NETLINK_CONNECTOR`,
+//! [`linux/cn_proc.h`](https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/cn_proc.h))
+//! from the job's first process on, and reads /proc when a process of the job executes a program
+//! rather than when it is refused something.
+//!
+//! A process that lives shorter than it takes to read /proc is still known by number, user,
+//! command name and parent.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    thread,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+        netlink::{self, SocketAddrNetlink},
+        recv, send, socket_with,
+        sockopt::set_socket_recv_buffer_size,
+    },
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+/// Processes that have ended and are still remembered.
+const REMEMBERED: usize = 4096;
+
+/// How far up a process's ancestors are followed.
+const MAX_ANCESTORS: usize = 32;
+
+/// What is known of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Parent's process id; 0 when unknown.
+    pub ppid: u32,
+    /// Command name.
+    pub comm: String,
+    /// The program's file, if it could be read.
+    pub exe: Option<PathBuf>,
+    /// The command line, its arguments separated by spaces and quoted where that is needed.
+    pub cmdline: Option<String>,
+}
+
+/// The processes of a job.
+pub struct Processes {
+    root: u32,
+    known: HashMap<u32, Process>,
+    ended: VecDeque<u32>,
+    events: Option<Events>,
+}
+
+impl Processes {
+    /// A table that is fed by the kernel's process events, if this host has them.
+    #[must_use]
+    pub fn new() -> Self {
+        let events = Events::open()
+            .inspect_err(|error| {
+                tracing::warn!(
+                    %error,
+                    "no process events from the kernel: the command lines of short-lived \
+                     processes may be missing from events"
+                );
+            })
+            .ok();
+        Self {
+            root: 0,
+            known: HashMap::new(),
+            ended: VecDeque::new(),
+            events,
+        }
+    }
+
+    /// Says which process is the job's first.
+    pub fn set_root(&mut self, pid: u32) {
+        self.root = pid;
+        self.read(pid);
+    }
+
+    /// Takes in what has happened since the last call. Never blocks.
+    pub fn catch_up(&mut self) {
+        let Some(events) = self.events.take() else { return };
+        let mut lost = false;
+        loop {
+            match events.next() {
+                Ok(Some(event)) => self.apply(event),
+                Ok(None) => break,
+                // Some were dropped: what lives is read again when it is asked for.
+                Err(Errno::NOBUFS) => lost = true,
+                Err(error) => {
+                    tracing::warn!(%error, "lost the kernel's process events");
+                    return;
+                }
+            }
+        }
+        if lost {
+            tracing::debug!("some process events were dropped");
+        }
+        self.events = Some(events);
+    }
+
+    /// The descriptor that becomes readable when there is something to take in.
+    #[must_use]
+    pub fn events_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(|events| events.socket.as_fd())
+    }
+
+    fn apply(&mut self, event: ProcessEvent) {
+        match event {
+            ProcessEvent::Fork { parent, child } => {
+                if let Some(parent) = self.known.get(&parent) {
+                    let process = Process {
+                        pid: child,
+                        ppid: parent.pid,
+                        ..parent.clone()
+                    };
+                    self.known.insert(child, process);
+                }
+            }
+            ProcessEvent::Exec { pid } => {
+                if self.known.contains_key(&pid) {
+                    self.read(pid);
+                }
+            }
+            ProcessEvent::Exit { pid } => {
+                if self.known.contains_key(&pid) {
+                    self.ended.push_back(pid);
+                    if self.ended.len() > REMEMBERED
+                        && let Some(oldest) = self.ended.pop_front()
+                    {
+                        self.known.remove(&oldest);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads a process from /proc into the table. If it is gone, the entry stays as it was.
+    fn read(&mut self, pid: u32) {
+        if let Some(process) = read(pid) {
+            self.known.insert(pid, process);
+        }
+    }
+
+    /// What is known of the process that the kernel calls `comm`.
+    ///
+    /// A number can have been given to another process since: an entry counts only if its
+    /// command name is the one that the kernel saw.
+    pub fn find(&mut self, pid: u32, comm: &str) -> Process {
+        self.catch_up();
+        let named = |process: &&Process| process.comm == comm;
+        if let Some(process) = self.known.get(&pid).filter(named) {
+            return process.clone();
+        }
+        match read(pid) {
+            Some(process) if process.comm == comm => {
+                self.known.insert(pid, process.clone());
+                process
+            }
+            _ => Process {
+                pid,
+                ppid: self.known.get(&pid).map_or(0, |process| process.ppid),
+                comm: comm.to_owned(),
+                ..Process::default()
+            },
+        }
+    }
+
+    /// The process's ancestors, its parent first, up to the job's first process.
+    #[must_use]
+    pub fn ancestors(&self, process: &Process) -> Vec<Process> {
+        let mut ancestors: Vec<Process> = Vec::new();
+        let mut pid = process.pid;
+        let mut ppid = process.ppid;
+        while pid != self.root && ppid > 1 && ancestors.len() < MAX_ANCESTORS {
+            let Some(parent) = self.known.get(&ppid).cloned().or_else(|| read(ppid)) else {
+                break;
+            };
+            (pid, ppid) = (parent.pid, parent.ppid);
+            ancestors.push(parent);
+        }
+        ancestors
+    }
+}
+
+impl Default for Processes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reads a process from /proc.
+fn read(pid: u32) -> Option<Process> {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim())
+    };
+    let cmdline = fs::read(folder.join("cmdline")).ok().filter(|line| !line.is_empty());
+    Some(Process {
+        pid,
+        ppid: field("PPid:")?.parse().ok()?,
+        comm: field("Name:")?.to_owned(),
+        exe: fs::read_link(folder.join("exe")).ok(),
+        cmdline: cmdline.map(|line| join(&line)),
+    })
+}
+
+/// Makes one line of a `cmdline` file, whose arguments end in zero bytes.
+fn join(cmdline: &[u8]) -> String {
+    /// Longest command line that is kept, in bytes.
+    const LONGEST: usize = 4096;
+    let cut = &cmdline[..cmdline.len().min(LONGEST)];
+    let text = String::from_utf8_lossy(cut);
+    let words: Vec<_> = text.trim_end_matches('\0').split('\0').map(quote).collect();
+    words.join(" ")
+}
+
+/// Quotes an argument as a shell reads it, if it holds anything but the usual characters.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    let word: String = word
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The socket on which the kernel tells of processes.
+struct Events {
+    socket: OwnedFd,
+}
+
+/// What happened to a process of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProcessEvent {
+    Fork { parent: u32, child: u32 },
+    Exec { pid: u32 },
+    Exit { pid: u32 },
+}
+
+/// `CN_IDX_PROC` and `CN_VAL_PROC` of `linux/connector.h`: the group of the process events.
+const GROUP: u32 = 1;
+/// `PROC_CN_MCAST_LISTEN` of `linux/cn_proc.h`.
+const LISTEN: u32 = 1;
+/// The kernel's thread 2 is always in the first network namespace, and may be looked at where
+/// process 1, with more capabilities than this one has, may not.
+const KTHREADD_NETNS: &str = "/proc/2/ns/net";
+/// Bytes before `struct proc_event`: `struct nlmsghdr` and `struct cn_msg`.
+const HEADERS: usize = 16 + 20;
+
+impl Events {
+    /// Opens the socket. The kernel answers in the first network namespace only, so a thread goes
+    /// there to make it: a socket stays in the namespace that it was made in.
+    fn open() -> io::Result<Self> {
+        let namespaces = ["/proc/self/ns/net", "/proc/1/ns/net", KTHREADD_NETNS];
+        let mut refused = io::Error::from(io::ErrorKind::NotFound);
+        for namespace in namespaces {
+            let opened = thread::spawn(move || Self::open_in(namespace)).join();
+            match opened.map_err(|_| io::Error::other("the thread that opens it panicked"))? {
+                Ok(socket) => return Ok(Self { socket }),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn open_in(namespace: &str) -> io::Result<OwnedFd> {
+        let namespace = File::open(namespace)?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            Some(netlink::CONNECTOR),
+        )?;
+        // A build forks in bursts; the default holds a few hundred events.
+        set_socket_recv_buffer_size(&socket, 4 << 20)?;
+        bind(&socket, &SocketAddrNetlink::new(0, GROUP))?;
+        send(&socket, &listen_message(), SendFlags::empty())?;
+        Ok(socket)
+    }
+
+    /// The next event; `None` when there is none now.
+    fn next(&self) -> rustix::io::Result<Option<ProcessEvent>> {
+        let mut buffer = [0_u8; 256];
+        loop {
+            match recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
+                Ok((_, length)) => {
+                    if let Some(event) = decode(&buffer[..length.min(buffer.len())]) {
+                        return Ok(Some(event));
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The message that asks for events: `struct nlmsghdr`, `struct cn_msg`, and the operation.
+fn listen_message() -> Vec<u8> {
+    /// `NLMSG_DONE`.
+    const DONE: u16 = 3;
+    let length = (HEADERS + 4) as u32;
+    let mut message = Vec::with_capacity(HEADERS + 4);
+    message.extend(length.to_ne_bytes());
+    message.extend(DONE.to_ne_bytes());
+    message.extend([0; 10]);
+    message.extend(GROUP.to_ne_bytes());
+    message.extend(GROUP.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(4_u16.to_ne_bytes());
+    message.extend([0; 2]);
+    message.extend(LISTEN.to_ne_bytes());
+    message
+}
+
+/// Decodes a message; `None` for what is of no interest: threads, changes of names and users.
+fn decode(message: &[u8]) -> Option<ProcessEvent> {
+    let word = |offset: usize| {
+        let bytes = message.get(HEADERS + offset..HEADERS + offset + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    // `struct proc_event`: what, processor, a timestamp of eight bytes, and the data.
+    match word(0)? {
+        // PROC_EVENT_FORK: parent's thread and process, child's thread and process.
+        1 => {
+            let (parent, thread, child) = (word(20)?, word(24)?, word(28)?);
+            (thread == child).then_some(ProcessEvent::Fork { parent, child })
+        }
+        // PROC_EVENT_EXEC: thread and process.
+        2 => Some(ProcessEvent::Exec { pid: word(20)? }),
+        // PROC_EVENT_EXIT: thread and process.
+        0x8000_0000 => {
+            let (thread, pid) = (word(16)?, word(20)?);
+            (thread == pid).then_some(ProcessEvent::Exit { pid })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(words: &[u32]) -> Vec<u8> {
+        let mut message = vec![0; HEADERS];
+        message.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        message
+    }
+
+    #[test]
+    fn events_are_decoded_and_threads_are_not_taken_for_processes() {
+        let fork = [1, 0, 0, 0, 10, 10, 11, 11];
+        let thread = [1, 0, 0, 0, 10, 10, 12, 10];
+        assert_eq!(
+            decode(&message(&fork)),
+            Some(ProcessEvent::Fork { parent: 10, child: 11 })
+        );
+        assert_eq!(decode(&message(&thread)), None);
+        assert_eq!(decode(&message(&[2, 0, 0, 0, 11, 11])), Some(ProcessEvent::Exec { pid: 11 }));
+        assert_eq!(
+            decode(&message(&[0x8000_0000, 0, 0, 0, 11, 11])),
+            Some(ProcessEvent::Exit { pid: 11 })
+        );
+        assert_eq!(decode(&message(&[0x8000_0000, 0, 0, 0, 12, 11])), None);
+    }
+
+    #[test]
+    fn a_truncated_message_is_ignored() {
+        let full = message(&[1, 0, 0, 0, 10, 10, 11, 11]);
+        for length in 0..full.len() {
+            assert_eq!(decode(&full[..length]), None, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_command_line_can_be_pasted_into_a_shell() {
+        assert_eq!(join(b"curl\0-sS\0https://a.test/\0"), "curl -sS https://a.test/");
+        assert_eq!(join(b"sh\0-c\0echo 'a' > b\0\0"), r"sh -c 'echo '\''a'\'' > b'");
+        assert_eq!(join(b"printf\0\x1b[31m\n\0"), "printf ' [31m '");
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let pid = std::process::id();
+        let process = read(pid).unwrap();
+        assert_eq!(process.exe, Some(std::env::current_exe().unwrap()));
+        assert_eq!(process.ppid, std::os::unix::process::parent_id());
+    }
+}

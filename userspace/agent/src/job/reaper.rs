@@ -1,0 +1,91 @@
+//! Ends the job when the agent dies.
+//!
+//! The agent can be killed at any moment. The pinned links keep what is left of the job fenced;
+//! this small process ends it. It holds the reading end of a pipe whose writing end only the
+//! agent has: when that is closed without a word, the agent is gone. The reaper then kills the
+//! job's cgroup, waits until it is empty, and only then takes the fence down.
+
+use std::{
+    ffi::OsString,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use rustix::process::setsid;
+
+use super::cgroup::{Cgroup, CgroupError};
+use crate::kernel;
+
+/// The argument that makes a process of this program a reaper.
+pub const ENTRY: &str = "__reap";
+
+/// What the agent writes to a reaper that is no longer needed.
+const DONE: &[u8] = b"done";
+
+/// A running reaper.
+pub struct Reaper {
+    process: Child,
+    pipe: ChildStdin,
+}
+
+impl Reaper {
+    /// Starts a reaper for the job in `cgroup`, whose links are pinned in `pins`.
+    ///
+    /// # Errors
+    ///
+    /// What starting a process can fail with.
+    pub fn start(cgroup: &Cgroup, pins: &Path) -> io::Result<Self> {
+        let mut process = Command::new("/proc/self/exe")
+            .arg(ENTRY)
+            .arg(cgroup.path())
+            .arg(pins)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pipe = process.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self { process, pipe })
+    }
+
+    /// Sends the reaper away: the job has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the reaper is not there any more.
+    pub fn dismiss(self) -> io::Result<()> {
+        let Self { mut process, mut pipe } = self;
+        pipe.write_all(DONE)?;
+        drop(pipe);
+        process.wait().map(drop)
+    }
+}
+
+/// What a reaper does, with the arguments after [`ENTRY`]. Returns the exit status.
+#[must_use]
+pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
+    let (Some(cgroup), Some(pins)) = (arguments.next(), arguments.next()) else {
+        eprintln!("jobfence: {ENTRY} is for jobfence's own use");
+        return 2;
+    };
+    // Away from the terminal, whose signals are not for it.
+    if setsid().is_err() {
+        return 1;
+    }
+    let mut said = Vec::new();
+    if io::stdin().read_to_end(&mut said).is_ok() && said == DONE {
+        return 0;
+    }
+    let cgroup = Cgroup::open(PathBuf::from(cgroup));
+    loop {
+        match cgroup.end() {
+            Ok(()) => return u8::from(kernel::unpin(Path::new(&pins)).is_err()),
+            // No deadline: as long as a process is left, the fence stays.
+            Err(CgroupError::Populated { .. }) => {}
+            // Whatever is left stays fenced.
+            Err(_) => return 1,
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! One command as a job: the fence without a daemon.
+//!
+//! The order is what makes it fail closed. Everything that can be wrong is found before the
+//! command's first process exists: the programs are loaded, the resolver listens, the fence hangs
+//! on an empty cgroup, the reaper waits. Only then is the process started, inside.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+            process::ExitStatusExt as _,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use aya::maps::{MapData, RingBuf};
+use jobfence_abi::{self as abi, Client, JobState, proto};
+use jobfence_policy::{Job, Mode, Name, OnViolation};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use rustix::{
+    fs::statfs,
+    mount::{MountFlags, mount},
+    process::{Pid, PidfdFlags, geteuid, kill_process, pidfd_open},
+};
+use thiserror::Error;
+use tokio::{io::unix::AsyncFd, sync::Notify};
+use zerocopy::FromBytes as _;
+
+use super::{
+    State,
+    cgroup::{Cgroup, CgroupError},
+    launch::{self, LaunchError},
+    reaper::Reaper,
+    user::Account,
+};
+use crate::{
+    audit::{
+        event::JobName,
+        mask::Mask,
+        recorder::{Recorder, Subject, Summary},
+    },
+    kernel::{self, Addresses, Clients, JobSpec, Kernel, KernelError},
+    names::{
+        self, AddressSink, DnsEvent, EventSink, GrantError, NamesError, Resolver, Table, Transport,
+    },
+    sys,
+};
+
+/// The only job of this process's programs. Slot 0 names no job.
+const SLOT: u32 = 1;
+
+/// What to run, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// The job's policy.
+    pub policy: Job,
+    /// Who runs it.
+    pub account: Account,
+    /// The command and its arguments; not empty.
+    pub command: Vec<OsString>,
+    /// Where events are written, if anywhere.
+    pub log: Option<PathBuf>,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What it tried.
+    pub summary: Summary,
+    /// What its command said, as a shell would have it: its exit code, 128 and the number of the
+    /// signal that ended it, 126 or 127 when it could not be executed.
+    pub status: u8,
+    /// Why the command could not be executed, if so.
+    pub not_executed: Option<LaunchError>,
+    /// What became of the fence itself, if it failed while the job ran. The job was ended then.
+    pub failure: Option<String>,
+}
+
+/// Why a job was not run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Not root.
+    #[error("jobfence must be root to fence a job: run it with sudo, which keeps the job your own")]
+    NotRoot,
+    /// The bpf file system is not there.
+    #[error(
+        "no bpf file system at {path}, and it could not be mounted: {source}. Mount it with \
+         `mount -t bpf bpf {path}`", path = kernel::BPFFS
+    )]
+    Bpffs {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The log cannot be written.
+    #[error("cannot write the log {path}: {source}; a link in its place is not followed")]
+    Log {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The policy cannot be held in the kernel's maps.
+    #[error(transparent)]
+    Policy(#[from] jobfence_policy::Error),
+    /// The kernel's part.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The resolver.
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    /// The first process.
+    #[error(transparent)]
+    Launch(LaunchError),
+    /// Some other system call.
+    #[error("could not {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::Io { doing, source }
+}
+
+/// Runs a command as a fenced job, with the standard streams and the terminal of this process.
+///
+/// # Errors
+///
+/// [`RunError`]: the fence could not be set up, and nothing of the command has run.
+pub async fn run(options: Options) -> Result<Outcome, RunError> {
+    if !geteuid().is_root() {
+        return Err(RunError::NotRoot);
+    }
+    mount_bpffs()?;
+    let log = options.log.as_deref().map(open_log).transpose()?;
+    let policy = Arc::new(options.policy);
+    let addresses = Addresses::new(&policy.prefixes()?)?;
+    let mut kernel = Kernel::load()?;
+
+    let id = job_id();
+    let state = assess(&policy, &options.account);
+    let table = Arc::new(Table::default());
+    let environment = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let recorder = Recorder::new(Subject {
+        job: JobName {
+            id: id.clone(),
+            name: policy.name.clone(),
+        },
+        state,
+        policy: Arc::clone(&policy),
+        table: Arc::clone(&table),
+        mask: Mask::new(environment),
+        log,
+    });
+    let audit = Arc::new(Audit {
+        recorder: Mutex::new(recorder),
+        clients: kernel.take_clients(SLOT)?,
+        changed: Notify::new(),
+    });
+    let grants = Arc::new(Grants {
+        policy: Arc::clone(&policy),
+        table: Arc::clone(&table),
+        addresses: addresses.clone(),
+    });
+    grant_hosts(&policy, &table, &grants);
+
+    let resolv_conf = fs::read_to_string("/etc/resolv.conf")
+        .map_err(failed("read /etc/resolv.conf, which names the host's DNS servers"))?;
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let resolver = Resolver::bind(names::Config {
+        job: Arc::clone(&policy),
+        resolv_conf: &resolv_conf,
+        host_name: &host_name,
+        table,
+        addresses: grants,
+        events: Arc::clone(&audit) as Arc<dyn EventSink>,
+    })
+    .await?;
+
+    let cgroup = Cgroup::make(&format!("jobfence-{id}"))?;
+    let job = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
+        .inspect_err(|_| discard(&cgroup))?;
+    let signals = Signals::new().map_err(failed("take signals"))?;
+
+    audit.recorder().job("started");
+    let child = match launch::launch(&cgroup, &options.account, &options.command) {
+        Ok(child) => child,
+        Err(error) => {
+            let Some(status) = error.shell_status() else {
+                job.end(&cgroup)?;
+                return Err(RunError::Launch(error));
+            };
+            let failure = job.end(&cgroup).err().map(|error| error.to_string());
+            return Ok(Outcome {
+                summary: audit.recorder().finish(),
+                status,
+                not_executed: Some(error),
+                failure,
+            });
+        }
+    };
+    audit.recorder().processes().set_root(child.id());
+
+    let mut events = Events::new(&mut kernel)?;
+    let watched = watch(child, &cgroup, &audit, &mut events, &signals, policy.on_violation).await;
+    // Whatever happened, nothing of the job goes on without the fence.
+    let ended = job.end(&cgroup);
+    events.drain(&audit);
+    let lost = kernel.counters(SLOT)?.lost;
+    let mut recorder = audit.recorder();
+    if lost > 0 {
+        recorder.loss(lost);
+    }
+    recorder.job("finished");
+    let summary = recorder.finish();
+    let (status, failure) = match watched {
+        Ok(status) => (shell_status(status), None),
+        Err(error) => (0, Some(error.to_string())),
+    };
+    let log_failure = recorder.log_error().map(|error| {
+        format!("the log could not be written ({error}), so the job was ended")
+    });
+    Ok(Outcome {
+        summary,
+        status,
+        not_executed: None,
+        failure: failure.or(log_failure).or(ended.err().map(|error| error.to_string())),
+    })
+}
+
+/// What a fenced cgroup needs for as long as something is in it.
+struct Fenced {
+    // Dropped, and so taken down, after the cgroup is empty.
+    fence: kernel::Fence,
+    reaper: Reaper,
+}
+
+impl Fenced {
+    fn start(
+        kernel: &mut Kernel,
+        cgroup: &Cgroup,
+        id: &str,
+        resolver: &Resolver,
+        policy: &Job,
+        addresses: Addresses,
+    ) -> Result<Self, RunError> {
+        let spec = JobSpec {
+            state: match policy.mode {
+                Mode::Enforce => JobState::ENFORCE,
+                Mode::Audit => JobState::AUDIT,
+            },
+            resolver_v4: resolver.ports().v4,
+            resolver_v6: resolver.ports().v6.unwrap_or(0),
+            addresses,
+        };
+        let pins = Path::new(kernel::BPFFS)
+            .join("jobfence")
+            .join(format!("v{}", abi::VERSION))
+            .join(id);
+        let fence = kernel.fence(cgroup.path(), &pins, SLOT, &spec)?;
+        let reaper = Reaper::start(cgroup, fence.pins()).map_err(failed("start the reaper"))?;
+        Ok(Self { fence, reaper })
+    }
+
+    /// Ends the job, and only then takes down its fence. When processes cannot be ended, the
+    /// fence stays, and the reaper with it.
+    fn end(self, cgroup: &Cgroup) -> Result<(), RunError> {
+        if let Err(error) = cgroup.end() {
+            self.fence.leave();
+            drop(self.reaper);
+            return Err(error.into());
+        }
+        drop(self.fence);
+        self.reaper.dismiss().map_err(failed("send the reaper away"))
+    }
+}
+
+/// Removes a cgroup in which nothing has run yet.
+fn discard(cgroup: &Cgroup) {
+    if let Err(error) = cgroup.end() {
+        tracing::warn!(%error, "an empty cgroup is left behind");
+    }
+}
+
+/// Waits for the job's first process, and does what the job needs meanwhile.
+async fn watch(
+    mut child: Child,
+    cgroup: &Cgroup,
+    audit: &Audit,
+    events: &mut Events,
+    signals: &Signals,
+    on_violation: OnViolation,
+) -> io::Result<ExitStatus> {
+    let pid = Pid::from_child(&child);
+    let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+    let processes = process_events(audit)?;
+    let mut killed = false;
+    loop {
+        tokio::select! {
+            biased;
+            ready = events.readable.readable() => {
+                // Cleared first: what comes while draining is seen again.
+                ready?.clear_ready();
+                events.drain(audit);
+            }
+            ready = readable(processes.as_ref()) => {
+                ready?.clear_ready();
+                audit.recorder().processes().catch_up();
+            }
+            ready = signals.readable.readable() => {
+                ready?.clear_ready();
+                signals.forward(pid)?;
+            }
+            () = audit.changed.notified() => {}
+            ready = exited.readable() => {
+                ready?.retain_ready();
+                return child.wait();
+            }
+        }
+        let recorder = audit.recorder();
+        let violated = on_violation == OnViolation::Kill && recorder.violations() > 0;
+        if !killed && (violated || recorder.log_error().is_some()) {
+            killed = true;
+            cgroup.kill().map_err(io::Error::other)?;
+        }
+    }
+}
+
+/// Waits for a descriptor that may be missing: then for ever.
+async fn readable(
+    fd: Option<&AsyncFd<OwnedFd>>,
+) -> io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
+    match fd {
+        Some(fd) => fd.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn process_events(audit: &Audit) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    let mut recorder = audit.recorder();
+    let Some(fd) = recorder.processes().events_fd() else {
+        return Ok(None);
+    };
+    Ok(Some(sys::watch(&fd)?))
+}
+
+/// The ring buffer of attempts.
+struct Events {
+    ring: RingBuf<MapData>,
+    readable: AsyncFd<OwnedFd>,
+}
+
+impl Events {
+    fn new(kernel: &mut Kernel) -> Result<Self, RunError> {
+        let ring = kernel.take_events()?;
+        let readable = sys::watch(&ring).map_err(failed("watch the ring buffer"))?;
+        Ok(Self { ring, readable })
+    }
+
+    fn drain(&mut self, audit: &Audit) {
+        while let Some(item) = self.ring.next() {
+            match abi::Event::read_from_bytes(&item) {
+                Ok(event) => audit.recorder().kernel(&event),
+                Err(_) => tracing::error!(bytes = item.len(), "an event of the wrong size"),
+            }
+        }
+    }
+}
+
+/// Where the kernel's and the resolver's reports meet.
+struct Audit {
+    recorder: Mutex<Recorder>,
+    clients: Clients,
+    changed: Notify,
+}
+
+impl Audit {
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EventSink for Audit {
+    fn dns(&self, event: DnsEvent) {
+        let proto = match event.transport {
+            Transport::Udp => proto::UDP,
+            Transport::Tcp => proto::TCP,
+        };
+        let client: Option<Client> =
+            self.clients.find(event.peer.port(), proto, event.peer.is_ipv6());
+        self.recorder().dns(&event, client.as_ref());
+        self.changed.notify_one();
+    }
+}
+
+/// Opens addresses to the job as its resolver learns them.
+struct Grants {
+    policy: Arc<Job>,
+    table: Arc<Table>,
+    addresses: Addresses,
+}
+
+impl AddressSink for Grants {
+    fn grant(
+        &self,
+        name: &Name,
+        _chain: &[Name],
+        addresses: &[std::net::IpAddr],
+    ) -> Result<(), GrantError> {
+        for &addr in addresses {
+            // The address may have been given for other names: all of them count.
+            let mut names = self.table.names_of(addr);
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+            let ranges = self.policy.grants(addr, &names).map_err(GrantError::new)?;
+            self.addresses.set(addr, &ranges).map_err(GrantError::new)?;
+        }
+        Ok(())
+    }
+}
+
+/// Grants what the host's own `/etc/hosts` says of allowed names: clients read that file
+/// themselves and ask no resolver.
+fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
+    let Ok(text) = fs::read_to_string("/etc/hosts") else { return };
+    for (name, addresses) in names::hosts(&text, policy) {
+        let granted = grants.grant(&name, &[], &addresses).map_err(|error| error.to_string());
+        let noted = granted.and_then(|()| {
+            table.insert(&name, &[], &addresses).map_err(|error| error.to_string())
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%name, error, "the host's /etc/hosts has it, but it is not reachable");
+        }
+    }
+}
+
+/// The signals that are meant for the job.
+struct Signals {
+    fd: SignalFd,
+    readable: AsyncFd<OwnedFd>,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let readable = sys::watch(&fd)?;
+        Ok(Self { fd, readable })
+    }
+
+    /// Passes on what was sent to this process alone. What the terminal sends (Ctrl-C) went to
+    /// the job too, which is in the same process group.
+    fn forward(&self, pid: Pid) -> io::Result<()> {
+        /// `SI_KERNEL` of `asm-generic/siginfo.h`.
+        const SI_KERNEL: i32 = 0x80;
+        while let Some(info) = self.fd.read_signal()? {
+            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            let signal = rustix::process::Signal::from_named_raw(number);
+            if let Some(signal) = signal.filter(|_| info.ssi_code != SI_KERNEL) {
+                match kill_process(pid, signal) {
+                    // It has just ended, which is seen next.
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the fence of such a job is worth.
+fn assess(policy: &Job, account: &Account) -> State {
+    if policy.mode == Mode::Audit {
+        return State::Auditing;
+    }
+    if account.is_root() {
+        let reason = "the job is root: it can change files that others run outside the fence";
+        return State::Advisory(vec![reason.to_owned()]);
+    }
+    State::Enforcing
+}
+
+/// A name for the job that no other on this host has had.
+fn job_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{}", since.as_micros(), std::process::id())
+}
+
+/// Opens the log. It is root's, and a link in its place is not followed: the folder may belong to
+/// the user of the job.
+fn open_log(path: &Path) -> Result<File, RunError> {
+    let log_error = |source| RunError::Log {
+        path: path.to_owned(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(log_error)?;
+    let meta = file.metadata().map_err(log_error)?;
+    if meta.is_file() && meta.nlink() > 1 {
+        return Err(log_error(io::Error::other("it has more than one name (hard links)")));
+    }
+    Ok(file)
+}
+
+/// Mounts the bpf file system where it is not mounted yet, as systemd does at boot.
+fn mount_bpffs() -> Result<(), RunError> {
+    /// `BPF_FS_MAGIC` of `linux/magic.h`.
+    const MAGIC: u64 = 0xcafe_4a11;
+    let bpffs = |error: rustix::io::Errno| RunError::Bpffs { source: error.into() };
+    let found = statfs(kernel::BPFFS).map_err(bpffs)?;
+    if u64::try_from(found.f_type).ok() == Some(MAGIC) {
+        return Ok(());
+    }
+    tracing::info!(path = kernel::BPFFS, "mounting the bpf file system");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", kernel::BPFFS, "bpf", flags, c"mode=0700").map_err(bpffs)
+}
+
+/// An exit status as shells tell it.
+fn shell_status(status: ExitStatus) -> u8 {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    };
+    u8::try_from(code).unwrap_or(u8::MAX)
+}

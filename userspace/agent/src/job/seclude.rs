@@ -1,0 +1,136 @@
+//! A mount namespace without the host's other doors.
+//!
+//! A process that may write to a cgroup's `cgroup.procs` can leave its own cgroup, and the fence
+//! with it: root can, and so can a user to whom systemd has delegated a part of the hierarchy
+//! (`user@.service`). And a process that may talk to a service manager, a container engine or
+//! another resolver can have that one act in its place. The job gets a mount namespace in which
+//! the hierarchies are read-only and those sockets are covered. Mounts that a namespace inherits
+//! cannot be taken apart in a user namespace below it (mount_namespaces(7)).
+
+use std::{fs, os::unix::fs::FileTypeExt as _, path::Path};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::{
+    io,
+    mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount},
+};
+
+/// File systems on which a write could undo the fence.
+const READ_ONLY: [&str; 5] = ["cgroup", "cgroup2", "bpf", "tracefs", "debugfs"];
+
+/// Sockets of services that would act outside the fence for whoever asks; `{uid}` is the job's.
+const SOCKETS: [&str; 14] = [
+    // Service managers: start anything, anywhere.
+    "/run/systemd/private",
+    "/run/dbus/system_bus_socket",
+    "/run/user/{uid}/systemd/private",
+    "/run/user/{uid}/bus",
+    // Container engines: the same.
+    "/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+    "/run/user/{uid}/docker.sock",
+    "/run/user/{uid}/podman/podman.sock",
+    "/run/crio/crio.sock",
+    "/run/snapd.socket",
+    // Resolvers: ask for any name, and carry data out in it.
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+];
+
+/// Moves the calling process into such a namespace. `uid` is the job's user.
+///
+/// Returns what failed, on which path.
+pub(crate) fn seclude(uid: u32) -> Result<(), (String, io::Errno)> {
+    let at = |path: &str| {
+        let path = path.to_owned();
+        move |errno| (path, errno)
+    };
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|errno| at("a new mount namespace")(io::Errno::from_raw_os_error(errno as i32)))?;
+    // What the host mounts later shows up in the job too, but not the other way round.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", slave).map_err(at("/"))?;
+
+    let mounts = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| at("/proc/self/mountinfo")(io_errno(&error)))?;
+    for (point, flags) in writable(&mounts) {
+        let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+        mount_remount(point.as_str(), flags, "").map_err(at(&point))?;
+    }
+    for socket in SOCKETS {
+        let socket = socket.replace("{uid}", &uid.to_string());
+        // A missing one cannot be reached; one that appears later was started by somebody else.
+        if fs::metadata(&socket).is_ok_and(|meta| meta.file_type().is_socket()) {
+            mount_bind(Path::new("/dev/null"), Path::new(&socket)).map_err(at(&socket))?;
+        }
+    }
+    Ok(())
+}
+
+fn io_errno(error: &std::io::Error) -> io::Errno {
+    io::Errno::from_io_error(error).unwrap_or(io::Errno::IO)
+}
+
+/// The mount points that have to become read-only, with the flags that each has and keeps.
+fn writable(mountinfo: &str) -> Vec<(String, MountFlags)> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let kind = kind.split(' ').next()?;
+            let mut fields = mount.split(' ').skip(4);
+            let (point, options) = (fields.next()?, fields.next()?);
+            if !READ_ONLY.contains(&kind) {
+                return None;
+            }
+            let flags = options
+                .split(',')
+                .map(|option| match option {
+                    "nosuid" => MountFlags::NOSUID,
+                    "nodev" => MountFlags::NODEV,
+                    "noexec" => MountFlags::NOEXEC,
+                    "noatime" => MountFlags::NOATIME,
+                    "nodiratime" => MountFlags::NODIRATIME,
+                    "relatime" => MountFlags::RELATIME,
+                    _ => MountFlags::empty(),
+                })
+                .fold(MountFlags::empty(), |all, flag| all | flag);
+            Some((unescape(point), flags))
+        })
+        .collect()
+}
+
+/// Undoes the escapes of `mountinfo`: a space, a tab, a line feed and a backslash are written as
+/// three octal digits (proc(5)).
+fn unescape(point: &str) -> String {
+    point
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hierarchy_becomes_read_only_and_keeps_its_flags() {
+        let mounts = "\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 24 0:26 / /sys/fs/cgroup/memory rw,nosuid,nodev,noexec,relatime shared:9 - cgroup cgroup rw
+42 24 0:38 / /sys/fs/cgroup/with\\040space rw shared:10 - cgroup2 none rw
+43 24 0:39 / /sys/fs/bpf rw,nosuid shared:11 - bpf bpf rw
+";
+        let found = writable(mounts);
+        let points: Vec<_> = found.iter().map(|(point, _)| point.as_str()).collect();
+        assert_eq!(
+            points,
+            ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/with space", "/sys/fs/bpf"]
+        );
+        assert!(found[0].1.contains(MountFlags::NOEXEC | MountFlags::RELATIME));
+        assert_eq!(found[2].1, MountFlags::NOSUID);
+    }
+}

@@ -1,0 +1,141 @@
+//! The user that a job runs as.
+
+use std::{env, ffi::OsString, path::PathBuf};
+
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use thiserror::Error;
+
+/// Who runs the job's processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Supplementary groups, the primary one included.
+    pub groups: Vec<u32>,
+    /// Name, home folder and shell, for the environment; none for a user id without an entry in
+    /// the user database.
+    pub entry: Option<Entry>,
+}
+
+/// What the user database says of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Login name.
+    pub name: String,
+    /// Home folder.
+    pub home: PathBuf,
+    /// Login shell.
+    pub shell: PathBuf,
+}
+
+/// Why a job's user could not be found.
+#[derive(Debug, Error)]
+pub enum UserError {
+    /// Neither a name nor a number that is known.
+    #[error("there is no user {0:?} on this host: give --user a login name or a numeric user id")]
+    Unknown(String),
+    /// The user database could not be read.
+    #[error("could not look up user {user}: {source}")]
+    Lookup {
+        /// Who was looked up.
+        user: String,
+        /// Why it failed.
+        source: nix::Error,
+    },
+}
+
+impl Account {
+    /// The user of a job: `asked` (a login name or a user id) if given, else the one who called
+    /// sudo, else root.
+    ///
+    /// # Errors
+    ///
+    /// [`UserError`].
+    pub fn find(asked: Option<&str>) -> Result<Self, UserError> {
+        if let Some(asked) = asked {
+            return Self::named(asked);
+        }
+        // sudo sets both from the caller's credentials. Whoever can set them otherwise is root.
+        let by_sudo = |name: &str| env::var(name).ok()?.parse::<u32>().ok();
+        match by_sudo("SUDO_UID") {
+            Some(uid) => Self::with_id(uid, by_sudo("SUDO_GID")),
+            None => Self::with_id(0, None),
+        }
+    }
+
+    fn named(asked: &str) -> Result<Self, UserError> {
+        let by_name = User::from_name(asked).map_err(|source| UserError::Lookup {
+            user: asked.to_owned(),
+            source,
+        })?;
+        match by_name {
+            Some(user) => Self::of(&user),
+            None => match asked.parse() {
+                Ok(uid) => Self::with_id(uid, None),
+                Err(_) => Err(UserError::Unknown(asked.to_owned())),
+            },
+        }
+    }
+
+    /// A user by id, who need not have an entry: containers often lack one.
+    fn with_id(uid: u32, gid: Option<u32>) -> Result<Self, UserError> {
+        let user = User::from_uid(Uid::from_raw(uid)).map_err(|source| UserError::Lookup {
+            user: uid.to_string(),
+            source,
+        })?;
+        match user {
+            Some(user) => Self::of(&user),
+            None => {
+                let gid = gid.unwrap_or(uid);
+                Ok(Self {
+                    uid,
+                    gid,
+                    groups: vec![gid],
+                    entry: None,
+                })
+            }
+        }
+    }
+
+    fn of(user: &User) -> Result<Self, UserError> {
+        let lookup = |source| UserError::Lookup {
+            user: user.name.clone(),
+            source,
+        };
+        let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
+        let groups = getgrouplist(&name, user.gid).map_err(lookup)?;
+        Ok(Self {
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+            groups: groups.into_iter().map(Gid::as_raw).collect(),
+            entry: Some(Entry {
+                name: user.name.clone(),
+                home: user.dir.clone(),
+                shell: user.shell.clone(),
+            }),
+        })
+    }
+
+    /// Whether this is root.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// What the environment has to say of the user where it is not the calling one, as after
+    /// `sudo`.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let Some(entry) = &self.entry else {
+            return Vec::new();
+        };
+        vec![
+            ("HOME", entry.home.clone().into()),
+            ("LOGNAME", entry.name.clone().into()),
+            ("SHELL", entry.shell.clone().into()),
+            ("USER", entry.name.clone().into()),
+        ]
+    }
+}

@@ -1,0 +1,486 @@
+//! The programs in the kernel, and the maps that tell them about a job.
+//!
+//! [`Kernel::load`] loads the programs once. [`Kernel::fence`] attaches them to a job's cgroup
+//! and pins the links, in an order in which nothing is ever open: an attached program denies
+//! everything until its slot is written, and the slot is written last.
+//!
+//! A pinned link holds after this process has died, until it is unpinned or its cgroup is
+//! removed (kernel: `bpf_cgroup_link_auto_detach`).
+
+use std::{
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{
+        Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, RingBuf,
+        cgroup_storage::CgroupStorageKey, lpm_trie::Key,
+    },
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+use ipnet::IpNet;
+use jobfence_abi::{
+    Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_RANGES, PortRange,
+};
+use thiserror::Error;
+
+
+#[expect(
+    deprecated,
+    reason = "the map type that gives a program the cgroup it is attached to; see ebpf/src/maps.rs"
+)]
+use aya::maps::CgroupStorage;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
+
+/// The programs, each with the number of its attach type (`enum bpf_attach_type` of
+/// `linux/bpf.h`), under which the kernel keys the cgroup storage of each.
+const PROGRAMS: [(&str, u32); 10] = [
+    ("egress", 1),
+    ("sock_create", 2),
+    ("connect4", 10),
+    ("connect6", 11),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("recvmsg4", 19),
+    ("recvmsg6", 20),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+];
+
+const GRANTS_BYTES: usize = size_of::<Grants>();
+const JOB_BYTES: usize = size_of::<Job>();
+
+/// A job's addresses as the kernel sees them: prefix to grants.
+type Trie = LpmTrie<MapData, [u8; 16], [u8; GRANTS_BYTES]>;
+
+/// What went wrong between the agent and the kernel.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The kernel refused the object: BPF is missing, forbidden, or the verifier objects.
+    #[error("the kernel did not accept jobfence's programs: {0}. {hint}", hint = LOAD_HINT)]
+    Load(#[from] Box<EbpfError>),
+    /// One program was refused.
+    #[error("the kernel did not load the program {program}: {source}. {hint}", hint = LOAD_HINT)]
+    Program {
+        /// Its name in the object.
+        program: &'static str,
+        /// What the kernel, or its verifier, said.
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached to the job's cgroup, most often because a program that
+    /// allows no other is attached to a cgroup above.
+    #[error(
+        "could not attach {program} to {cgroup}: {source}. If another program holds the cgroup \
+         alone (see `bpftool cgroup tree`), detach it or run jobfence outside that cgroup"
+    )]
+    Attach {
+        /// Its name in the object.
+        program: &'static str,
+        /// The cgroup's folder.
+        cgroup: PathBuf,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// A link could not be pinned.
+    #[error("could not pin {program} at {path}: {source}. Is {BPFFS} a bpf file system?")]
+    Pin {
+        /// The program's name.
+        program: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Box<PinError>,
+    },
+    /// A link is none that can be pinned.
+    #[error("the link of {program} cannot be pinned: {source}. The kernel is older than 5.7")]
+    Link {
+        /// The program's name.
+        program: &'static str,
+        /// What aya said.
+        source: LinkError,
+    },
+    /// A map could not be read or written.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name in the object.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// The object lacks a part: it and the agent were built from different sources.
+    #[error("the eBPF object has no {0}: build again with `cargo xtask build`")]
+    Missing(&'static str),
+    /// More ranges for one prefix than [`MAX_RANGES`].
+    #[error("{0} would get more than {MAX_RANGES} port ranges: use fewer, wider ranges")]
+    Ranges(IpNet),
+    /// A file system call failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+const LOAD_HINT: &str = "jobfence needs root and Linux 5.15 or newer with CONFIG_CGROUP_BPF; in a \
+                         container it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+
+/// Where the bpf file system is, by custom.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// The loaded programs.
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+/// What the kernel has to know of a job.
+pub struct JobSpec {
+    /// Enforce or audit.
+    pub state: JobState,
+    /// Port of the job's resolver on `127.0.0.1`.
+    pub resolver_v4: u16,
+    /// Port of the job's resolver on `::1`; 0 for none.
+    pub resolver_v6: u16,
+    /// What it may reach.
+    pub addresses: Addresses,
+}
+
+impl Kernel {
+    /// Loads the programs and makes the maps.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Load`] and [`KernelError::Program`] when the kernel refuses.
+    pub fn load() -> Result<Self, KernelError> {
+        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
+        for (name, _) in PROGRAMS {
+            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            let loaded = match name {
+                "egress" => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
+                "sock_create" => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),
+                _ => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
+            };
+            loaded.map_err(|source| KernelError::Program {
+                program: name,
+                source: Box::new(source),
+            })?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The ring buffer of attempts. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Missing`] the second time.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, KernelError> {
+        take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// Who asks the resolver of the job in `slot`. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Missing`] the second time.
+    pub fn take_clients(&mut self, slot: u32) -> Result<Clients, KernelError> {
+        let map = take(&mut self.ebpf, "CLIENTS")?;
+        Ok(Clients {
+            map: Arc::new(Mutex::new(map)),
+            slot,
+        })
+    }
+
+    /// Fences the cgroup at `cgroup` as the job in `slot`, pinning the links in the folder
+    /// `pins`, which is made.
+    ///
+    /// When this returns, whatever is or will be in the cgroup is fenced by `spec`. When it
+    /// fails, what was attached is detached again; the caller has not put anything into the
+    /// cgroup yet.
+    ///
+    /// # Errors
+    ///
+    /// Every [`KernelError`] but [`KernelError::Load`] and [`KernelError::Program`].
+    pub fn fence(
+        &mut self,
+        cgroup: &Path,
+        pins: &Path,
+        slot: u32,
+        spec: &JobSpec,
+    ) -> Result<Fence, KernelError> {
+        let folder = File::open(cgroup).map_err(|source| io_error(cgroup, source))?;
+        let cgroup_id = folder.metadata().map_err(|source| io_error(cgroup, source))?.ino();
+        let pins = Pins::make(pins)?;
+        for (name, _) in PROGRAMS {
+            let link = self.attach(name, &folder, cgroup)?;
+            let path = pins.folder.join(name);
+            link.pin(&path).map_err(|source| KernelError::Pin {
+                program: name,
+                path,
+                source: Box::new(source),
+            })?;
+        }
+
+        let mut tries: ArrayOfMaps<&mut MapData, Trie> = borrow(&mut self.ebpf, "ADDRESSES")?;
+        tries
+            .set(slot, &spec.addresses.trie(), 0)
+            .map_err(map("ADDRESSES"))?;
+
+        let mut counters: Array<&mut MapData, [u8; 16]> = borrow(&mut self.ebpf, "COUNTERS")?;
+        counters.set(slot, [0; 16], 0).map_err(map("COUNTERS"))?;
+
+        let job = Job {
+            state: spec.state,
+            generation: 1,
+            resolver_v4: spec.resolver_v4,
+            resolver_v6: spec.resolver_v6,
+            // Cgroup ids count up from boot, so no two jobs share the low half for long enough
+            // to meet in one slot; 0 would mean no job.
+            id: (cgroup_id & u64::from(u32::MAX)) as u32 | u32::from(cgroup_id.trailing_zeros() >= 32),
+        };
+        let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
+        let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(job);
+        jobs.set(slot, bytes, 0).map_err(map("JOBS"))?;
+
+        #[expect(deprecated, reason = "see the import")]
+        let mut slots: CgroupStorage<&mut MapData, u32> = borrow(&mut self.ebpf, "SLOTS")?;
+        for (_, attach_type) in PROGRAMS {
+            slots
+                .insert(CgroupStorageKey::new(cgroup_id, attach_type), slot, 0)
+                .map_err(map("SLOTS"))?;
+        }
+        Ok(Fence { pins })
+    }
+
+    fn attach(
+        &mut self,
+        name: &'static str,
+        folder: &File,
+        cgroup: &Path,
+    ) -> Result<FdLink, KernelError> {
+        let failed = |source| KernelError::Attach {
+            program: name,
+            cgroup: cgroup.to_owned(),
+            source: Box::new(source),
+        };
+        let unpinnable = |source| KernelError::Link {
+            program: name,
+            source,
+        };
+        // The only mode that works as a link; links behave as BPF_F_ALLOW_MULTI whatever it says
+        // (https://github.com/aya-rs/aya/issues/1078).
+        let mode = CgroupAttachMode::Single;
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        match name {
+            "egress" => {
+                let program = <&mut CgroupSkb>::try_from(program).map_err(failed)?;
+                let link = program
+                    .attach(folder, CgroupSkbAttachType::Egress, mode)
+                    .and_then(|id| program.take_link(id))
+                    .map_err(failed)?;
+                link.try_into().map_err(unpinnable)
+            }
+            "sock_create" => {
+                let program = <&mut CgroupSock>::try_from(program).map_err(failed)?;
+                let link = program
+                    .attach(folder, mode)
+                    .and_then(|id| program.take_link(id))
+                    .map_err(failed)?;
+                link.try_into().map_err(unpinnable)
+            }
+            _ => {
+                let program = <&mut CgroupSockAddr>::try_from(program).map_err(failed)?;
+                let link = program
+                    .attach(folder, mode)
+                    .and_then(|id| program.take_link(id))
+                    .map_err(failed)?;
+                link.try_into().map_err(unpinnable)
+            }
+        }
+    }
+
+    /// What the programs counted for the job in `slot`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn counters(&mut self, slot: u32) -> Result<Counters, KernelError> {
+        let counters: Array<&mut MapData, [u8; 16]> = borrow(&mut self.ebpf, "COUNTERS")?;
+        let bytes = counters.get(&slot, 0).map_err(map("COUNTERS"))?;
+        Ok(zerocopy::transmute!(bytes))
+    }
+}
+
+/// `BPF_F_NO_PREALLOC`, which the kernel demands of tries.
+const NO_PREALLOC: u32 = 1;
+
+/// A fenced job. Dropping it takes the fence down.
+pub struct Fence {
+    pins: Pins,
+}
+
+impl Fence {
+    /// Leaves the fence up: something is still in the cgroup. Whoever empties it calls [`unpin`].
+    pub fn leave(self) {
+        std::mem::forget(self.pins);
+    }
+
+    /// The folder in which the links are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins.folder
+    }
+}
+
+/// The pinned links of one job; unpinned on drop.
+struct Pins {
+    folder: PathBuf,
+}
+
+impl Pins {
+    fn make(folder: &Path) -> Result<Self, KernelError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|source| io_error(folder, source))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = unpin(&self.folder) {
+            tracing::warn!(path = %self.folder.display(), %error, "could not unpin the fence");
+        }
+    }
+}
+
+/// Removes a job's pinned links and their folder. That takes its fence down: only for a cgroup
+/// in which nothing runs any more.
+///
+/// # Errors
+///
+/// What the file system says; a folder that is gone is no error.
+pub fn unpin(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// One job's addresses in the kernel.
+#[derive(Clone)]
+pub struct Addresses {
+    trie: Arc<Mutex<Trie>>,
+}
+
+impl Addresses {
+    /// What a policy grants by address: prefixes for longest-prefix matching.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Ranges`], and [`KernelError::Map`] when there are too many prefixes or the
+    /// kernel makes no map.
+    pub fn new(prefixes: &[(IpNet, Vec<PortRange>)]) -> Result<Self, KernelError> {
+        let mut trie = Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(map("ADDRESSES"))?;
+        for (net, ranges) in prefixes {
+            let grants = Grants::new(ranges).ok_or(KernelError::Ranges(*net))?;
+            insert(&mut trie, *net, &grants)?;
+        }
+        Ok(Self {
+            trie: Arc::new(Mutex::new(trie)),
+        })
+    }
+
+    /// Lets the job reach `ranges` at `addr`, in place of what it could reach there before.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Ranges`], and [`KernelError::Map`] when the job's map is full.
+    pub fn set(&self, addr: IpAddr, ranges: &[PortRange]) -> Result<(), KernelError> {
+        let net = IpNet::from(addr);
+        let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net))?;
+        insert(&mut self.trie(), net, &grants)
+    }
+
+    fn trie(&self) -> MutexGuard<'_, Trie> {
+        self.trie.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn insert(trie: &mut Trie, net: IpNet, grants: &Grants) -> Result<(), KernelError> {
+    let addr: [u8; 16] = zerocopy::transmute!(Addr::from(net.addr()));
+    // An IPv4 prefix lies behind the 96 bits of the mapped form.
+    let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+    let key = Key::new(mapped + u32::from(net.prefix_len()), addr);
+    let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(*grants);
+    trie.insert(&key, value, 0).map_err(map("ADDRESSES"))
+}
+
+/// Who sent which question to the resolver of one job.
+#[derive(Clone)]
+pub struct Clients {
+    map: Arc<Mutex<BpfHashMap<MapData, [u8; 8], [u8; 24]>>>,
+    slot: u32,
+}
+
+impl Clients {
+    /// The process that sent a question from `port`, over `proto` and IPv4 or IPv6; `None` when
+    /// no process of the job did.
+    #[must_use]
+    pub fn find(&self, port: u16, proto: u8, ipv6: bool) -> Option<Client> {
+        let key = ClientKey {
+            slot: self.slot,
+            port,
+            proto,
+            family: if ipv6 { 6 } else { 4 },
+        };
+        let key: [u8; 8] = zerocopy::transmute!(key);
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = map.get(&key, 0).ok()?;
+        Some(zerocopy::transmute!(bytes))
+    }
+}
+
+fn map(name: &'static str) -> impl Fn(MapError) -> KernelError {
+    move |source| KernelError::Map { map: name, source }
+}
+
+fn io_error(path: &Path, source: io::Error) -> KernelError {
+    KernelError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Borrows a map as its type.
+fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, KernelError>
+where
+    M: TryFrom<&'a mut Map, Error = MapError>,
+{
+    let found = ebpf.map_mut(name).ok_or(KernelError::Missing(name))?;
+    M::try_from(found).map_err(map(name))
+}
+
+/// Takes a map out of the object.
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let found = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
+    M::try_from(found).map_err(map(name))
+}

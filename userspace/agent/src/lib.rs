@@ -1,0 +1,15 @@
+//! Everything that holds a job's fence, laid out by what happens to a packet:
+//!
+//! - [`kernel`]: the programs that decide, and the maps that tell them about a job
+//! - [`names`]: the job's resolver, which turns the names that the policy allows into addresses
+//! - [`job`]: the job itself: its cgroup, its processes, its start and its end
+//! - [`audit`]: the record of what the job tried
+//!
+//! What may leave is the business of [`jobfence_policy`]; what a person sees, of the command line.
+#![deny(unsafe_code)]
+
+pub mod audit;
+pub mod job;
+pub mod kernel;
+pub mod names;
+mod sys;

@@ -1,0 +1,47 @@
+//! `jobfence`: an egress firewall for CI jobs.
+//!
+//! The binary's edge: arguments, exit codes, and what a person reads. What it does is in
+//! `jobfence-agent` and `jobfence-policy`.
+#![forbid(unsafe_code)]
+
+mod policy;
+mod report;
+mod run;
+
+use std::{
+    env,
+    process::{ExitCode, Termination as _},
+};
+
+use clap::{Parser, Subcommand};
+use jobfence_agent::job::{launch, reaper};
+
+/// An egress firewall for CI jobs: a job reaches the domains on its allow list, and nothing else.
+#[derive(Parser)]
+#[command(name = "jobfence", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::RunArguments),
+}
+
+fn main() -> ExitCode {
+    // Two roles of this program are for its own use, and begin before anything else is set up.
+    if let Some(role) = env::args_os().nth(1) {
+        if role == launch::ENTRY {
+            return launch::become_job(env::args_os().skip(2)).into();
+        }
+        if role == reaper::ENTRY {
+            return reaper::reap(env::args_os().skip(2)).into();
+        }
+    }
+    let arguments = Arguments::parse();
+    report::init_diagnostics();
+    match arguments.command {
+        Command::Run(arguments) => run::run(arguments).report(),
+    }
+}

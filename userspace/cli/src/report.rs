@@ -1,0 +1,348 @@
+//! What a person sees, on standard error: standard output is the command's own.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
+};
+
+use anyhow::Error;
+use jobfence_agent::{
+    audit::{
+        event::{Event, Kind, ProcessInfo, Verdict},
+        recorder::{Summary, Tally},
+    },
+    job::{State, run::Outcome},
+};
+use tracing_subscriber::EnvFilter;
+
+/// Destinations of each sort that are shown; the log has all.
+const MOST: usize = 20;
+/// Characters of a command line that are shown.
+const WIDEST: usize = 100;
+
+/// Sends diagnostics to standard error. `JOBFENCE_LOG` sets their level (`debug`, …).
+pub(crate) fn init_diagnostics() {
+    let filter = EnvFilter::try_from_env("JOBFENCE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Prints an error with its causes.
+pub(crate) fn error(error: &Error) {
+    emit(&format!("jobfence: {error:#}\n"));
+}
+
+/// Prints the report of a job.
+pub(crate) fn print(outcome: &Outcome) {
+    let style = if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        Style::Colour
+    } else {
+        Style::Plain
+    };
+    emit(&render(outcome, style));
+}
+
+/// A report that cannot be written changes nothing of the verdict.
+fn emit(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Plain,
+    Colour,
+}
+
+impl Style {
+    fn paint(self, code: &str, text: impl fmt::Display) -> String {
+        match self {
+            Self::Plain => text.to_string(),
+            Self::Colour => format!("\x1b[{code}m{text}\x1b[0m"),
+        }
+    }
+
+    fn red(self, text: impl fmt::Display) -> String {
+        self.paint("1;31", text)
+    }
+
+    fn green(self, text: impl fmt::Display) -> String {
+        self.paint("32", text)
+    }
+
+    fn dim(self, text: impl fmt::Display) -> String {
+        self.paint("2", text)
+    }
+}
+
+/// Attempts at one destination, for one reason.
+struct Group<'a> {
+    first: &'a Event,
+    violation: bool,
+    count: u64,
+    processes: Vec<(&'a ProcessInfo, u64)>,
+}
+
+/// Attempts that belong together are shown together: what they were after, and why not.
+fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
+    let mut places: BTreeMap<(String, &str), usize> = BTreeMap::new();
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for Tally { event, count, .. } in &summary.tallies {
+        if event.verdict != verdict || event.kind == Kind::Job {
+            continue;
+        }
+        // The question for an allowed name is only the way to it.
+        if verdict == Verdict::Allow && event.kind == Kind::Dns {
+            continue;
+        }
+        let place = *places
+            .entry((destination(event), event.reason))
+            .or_insert_with(|| {
+                groups.push(Group {
+                    first: event,
+                    violation: false,
+                    count: 0,
+                    processes: Vec::new(),
+                });
+                groups.len() - 1
+            });
+        let group = &mut groups[place];
+        group.count += count;
+        group.violation |= event.violation;
+        if let Some(process) = &event.process {
+            let same = |(known, _): &&mut (&ProcessInfo, u64)| known.label() == process.label();
+            match group.processes.iter_mut().find(same) {
+                Some((_, times)) => *times += count,
+                None => group.processes.push((process, *count)),
+            }
+        }
+    }
+    groups
+}
+
+/// What an attempt was after, in a few words.
+fn destination(event: &Event) -> String {
+    let proto = event.proto.as_deref().unwrap_or("");
+    if let Some(question) = &event.dns {
+        return question.qname.clone();
+    }
+    let Some(dst) = &event.dst else {
+        return match event.kind {
+            Kind::Loss => "events".to_owned(),
+            _ => format!("socket of protocol {proto}"),
+        };
+    };
+    let mut text = String::new();
+    let ip = dst.ip.map(|ip| ip.to_string()).unwrap_or_default();
+    match (&dst.name, dst.port) {
+        (Some(name), Some(port)) => _ = write!(text, "{name}:{port}"),
+        (Some(name), None) => text.push_str(name),
+        (None, Some(port)) if ip.contains(':') => _ = write!(text, "[{ip}]:{port}"),
+        (None, Some(port)) => _ = write!(text, "{ip}:{port}"),
+        (None, None) => text.push_str(&ip),
+    }
+    if proto != "tcp" {
+        _ = write!(text, "/{proto}");
+    }
+    text
+}
+
+/// What a reason means to someone who meets it for the first time.
+fn meaning(event: &Event) -> &'static str {
+    match event.reason {
+        "name" => "no rule allows the name",
+        "denied" => "a deny rule refuses it",
+        "no-rule" => "no rule allows the address",
+        "port" => "allowed, but not on this port",
+        "protocol" => "allowed protocols are TCP and UDP to the ports of a rule",
+        "metadata" => "a cloud metadata service, which hands out credentials",
+        "loopback" => "a listener on this host that is not the job's",
+        "multicast" => "multicast; not counted as a violation",
+        "resolver-bypass" => "a DNS server other than the job's",
+        "fragment" => "an IP fragment, in which no port can be seen",
+        "extension-header" => "IP options or extension headers, which can reroute a packet",
+        "malformed" => "a malformed packet",
+        "raw-socket" => "a raw socket",
+        "family" => "a socket family that jobfence does not let out",
+        "dns-type" => "a record type that jobfence does not look up",
+        "private-address" => "the name leads to a private address",
+        "audit-loss" => "more attempts than could be logged",
+        "limit" => "a limit of the job",
+        "closed" => "the job had no policy",
+        _ => "refused",
+    }
+}
+
+/// The policy line that would allow an attempt; none where no rule can.
+fn suggestion(event: &Event) -> Option<String> {
+    let proto = event.proto.as_deref()?;
+    match event.reason {
+        "name" => {
+            let name = &event.dns.as_ref()?.qname;
+            Some(format!("- host: {name}"))
+        }
+        "private-address" => {
+            let name = &event.dns.as_ref()?.qname;
+            Some(format!("- {{host: {name}, private: true}}"))
+        }
+        "no-rule" | "port" | "loopback" | "metadata" | "protocol" => {
+            let dst = event.dst.as_ref()?;
+            let (ip, port) = (dst.ip?, dst.port?);
+            let ports = match proto {
+                "tcp" => port.to_string(),
+                other => format!("{port}/{other}"),
+            };
+            let target = match &dst.name {
+                Some(name) => format!("host: {name}"),
+                None if event.reason == "loopback" => "host: localhost".to_owned(),
+                None if ip.is_ipv4() => format!("cidr: {ip}/32"),
+                None => format!("cidr: \"{ip}/128\""),
+            };
+            Some(format!("- {{{target}, ports: [{ports}]}}"))
+        }
+        _ => None,
+    }
+}
+
+fn render(outcome: &Outcome, style: Style) -> String {
+    let mut text = String::new();
+    let summary = &outcome.summary;
+    if let Some(error) = &outcome.not_executed {
+        _ = writeln!(text, "jobfence: {error}");
+    }
+    if let Some(failure) = &outcome.failure {
+        _ = writeln!(text, "jobfence: {} {failure}", style.red("the fence failed:"));
+    }
+    let refused = group(summary, Verdict::Deny);
+    let allowed = group(summary, Verdict::Allow);
+    let (violations, excused): (Vec<_>, Vec<_>) = refused.iter().partition(|group| group.violation);
+    headline(&mut text, summary, &violations, &refused, style);
+
+    for group in violations.iter().take(MOST) {
+        refusal(&mut text, group, style);
+    }
+    rest(&mut text, violations.len());
+    for group in excused.iter().take(MOST) {
+        let mark = match summary.state {
+            State::Auditing => "would be refused:",
+            _ => "refused, not a violation:",
+        };
+        let what = destination(group.first);
+        let line = format!("  {mark} {what} — {}{}", meaning(group.first), times(group.count));
+        _ = writeln!(text, "{}", style.dim(line));
+        if summary.state == State::Auditing {
+            processes(&mut text, group, style);
+            if let Some(line) = suggestion(group.first) {
+                _ = writeln!(text, "      to allow it: {line}");
+            }
+        }
+    }
+    rest(&mut text, excused.len());
+    for group in allowed.iter().take(MOST) {
+        let rule = group.first.rule.as_deref().unwrap_or("-");
+        let what = destination(group.first);
+        let line = format!("allowed: {what}{}  ({rule})", times(group.count));
+        _ = writeln!(text, "  {}", style.green(line));
+    }
+    rest(&mut text, allowed.len());
+    if let State::Advisory(reasons) = &summary.state {
+        for reason in reasons {
+            _ = writeln!(text, "  advisory, not a guarantee: {reason}");
+        }
+    }
+    text
+}
+
+/// The one line that says what happened.
+fn headline(
+    text: &mut String,
+    summary: &Summary,
+    violations: &[&Group<'_>],
+    refused: &[Group<'_>],
+    style: Style,
+) {
+    let state = match &summary.state {
+        State::Enforcing => "enforcing",
+        State::Auditing => "auditing",
+        State::Advisory(_) => "advisory",
+    };
+    let verdict = if !violations.is_empty() {
+        let attempts = summary.violations;
+        let places = violations.len();
+        style.red(format!(
+            "{places} destination{} refused ({attempts} attempt{})",
+            plural(places as u64),
+            plural(attempts)
+        ))
+    } else if summary.state == State::Auditing && !refused.is_empty() {
+        format!("{} would be refused; nothing was", refused.len())
+    } else {
+        style.green("nothing was refused that counts")
+    };
+    _ = writeln!(text, "jobfence: {verdict} · {state}");
+}
+
+fn refusal(text: &mut String, group: &Group<'_>, style: Style) {
+    let what = style.red(format!("✗ {}", destination(group.first)));
+    let name = match (&group.first.dst, &group.first.dns) {
+        (Some(dst), None) if dst.name.is_some() => {
+            dst.ip.map(|ip| format!(" [{ip}]")).unwrap_or_default()
+        }
+        _ => String::new(),
+    };
+    let rule = match &group.first.rule {
+        Some(rule) => format!(" ({rule})"),
+        None => String::new(),
+    };
+    let count = times(group.count);
+    _ = writeln!(text, "  {what}{name} — {}{rule}{count}", meaning(group.first));
+    processes(text, group, style);
+    if let Some(line) = suggestion(group.first) {
+        _ = writeln!(text, "      to allow it: {line}");
+    }
+}
+
+/// Who tried, each with the chain of processes that led to it.
+fn processes(text: &mut String, group: &Group<'_>, style: Style) {
+    for (process, _) in group.processes.iter().take(3) {
+        let mut line = format!("{} (pid {})", shorten(process.label()), process.pid);
+        for ancestor in &process.ancestors {
+            _ = write!(line, " ← {}", shorten(ancestor.label()));
+        }
+        _ = writeln!(text, "      by {line}");
+    }
+    if group.processes.len() > 3 {
+        let more = format!("and {} other processes", group.processes.len() - 3);
+        _ = writeln!(text, "      {}", style.dim(more));
+    }
+}
+
+fn rest(text: &mut String, count: usize) {
+    if count > MOST {
+        _ = writeln!(text, "  … and {} more; --log has them all", count - MOST);
+    }
+}
+
+fn times(count: u64) -> String {
+    if count == 1 {
+        String::new()
+    } else {
+        format!(", {count}×")
+    }
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn shorten(line: &str) -> String {
+    match line.char_indices().nth(WIDEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}

@@ -1,0 +1,495 @@
+//! The keys of a policy file, and what each may hold.
+//!
+//! This is the grammar: it builds [`Rule`]s with their places and knows nothing of what they
+//! mean together. `policies/schema.json` says the same to editors; a test compares the keys.
+
+use std::borrow::Cow;
+
+use jobfence_abi::{MAX_RANGES, PortRange};
+
+use crate::error::{Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
+use crate::policy::{Mode, OnViolation};
+use crate::ports;
+use crate::target::{self, Rule, Target};
+use crate::yaml::{Kind, Node, Reader};
+
+/// Keys at the top of the file.
+pub(crate) const TOP_KEYS: &[&str] = &["version", "mode", "on_violation", "jobs"];
+/// Keys of a job.
+pub(crate) const JOB_KEYS: &[&str] = &["extends", "allow", "deny"];
+/// Keys of an `allow` rule.
+pub(crate) const ALLOW_KEYS: &[&str] = &["host", "cidr", "ports", "reason", "owner", "private"];
+/// Keys of a `deny` rule.
+pub(crate) const DENY_KEYS: &[&str] = &["host", "cidr", "ports", "reason", "owner", "fail"];
+/// Keys of the language that this version does not know how to honour yet.
+const LATER_KEYS: &[&str] = &[
+    "tls",
+    "http",
+    "dns_types",
+    "log",
+    "expires",
+    "use",
+    "protocol",
+];
+
+/// Where keys may stand.
+const PLACES: [(&str, &[&str]); 4] = [
+    ("at the top of the file", TOP_KEYS),
+    ("in a job", JOB_KEYS),
+    ("in an `allow` rule", ALLOW_KEYS),
+    ("in a `deny` rule", DENY_KEYS),
+];
+
+/// A file's content.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) mode: Mode,
+    pub(crate) on_violation: OnViolation,
+    /// In the file's order; their names are distinct.
+    pub(crate) jobs: Vec<JobEntry>,
+    /// The key `jobs`.
+    pub(crate) jobs_at: Pos,
+}
+
+/// An entry of `jobs`, without what it inherits.
+#[derive(Debug, Default)]
+pub(crate) struct JobEntry {
+    pub(crate) name: String,
+    pub(crate) extends: Option<(String, Pos)>,
+    pub(crate) allow: Vec<Rule>,
+    pub(crate) deny: Vec<Rule>,
+}
+
+/// The two kinds of rules.
+#[derive(Clone, Copy, PartialEq)]
+enum List {
+    Allow,
+    Deny,
+}
+
+/// Reads the file.
+pub(crate) fn read(source: &Source) -> Result<File, Problem> {
+    let mut reader = Reader::new(source.text());
+    let root = reader.begin()?.filter(|root| !root.is_null()).ok_or_else(|| {
+        Fault::new("the policy is empty")
+            .hint("the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing")
+            .at(Pos::START)
+    })?;
+    let mut version = false;
+    let mut mode = Mode::default();
+    let mut on_violation = OnViolation::default();
+    let mut jobs = None;
+    reader.map(
+        &root,
+        "a map of keys such as `version` and `jobs`",
+        |reader, at, key, value| {
+            match key {
+                "version" => {
+                    check_version(value)?;
+                    version = true;
+                }
+                "mode" => {
+                    mode = word(value, &[("enforce", Mode::Enforce), ("audit", Mode::Audit)])?;
+                }
+                "on_violation" => {
+                    on_violation = word(
+                        value,
+                        &[
+                            ("fail", OnViolation::Fail),
+                            ("kill", OnViolation::Kill),
+                            ("warn", OnViolation::Warn),
+                        ],
+                    )?;
+                }
+                "jobs" => jobs = Some((read_jobs(reader, source, at, &value)?, at)),
+                _ => return Err(unknown_key(key, PLACES[0]).at(at)),
+            }
+            Ok(())
+        },
+    )?;
+    reader.finish()?;
+    if !version {
+        return Err(Fault::new("the key `version` is missing")
+            .hint("begin the file with `version: 1`")
+            .at(Pos::START));
+    }
+    let (jobs, jobs_at) = jobs.ok_or_else(|| {
+        Fault::new("the key `jobs` is missing")
+            .hint("`jobs: {default: {}}` is a policy that allows nothing")
+            .at(Pos::START)
+    })?;
+    Ok(File {
+        mode,
+        on_violation,
+        jobs,
+        jobs_at,
+    })
+}
+
+fn check_version(value: Node<'_>) -> Result<(), Problem> {
+    let at = value.at;
+    match &value.kind {
+        Kind::Scalar { text, .. } if text == "1" => Ok(()),
+        Kind::Scalar { text, .. } if !value.is_null() => Err(Fault::new(format!(
+            "version {} is not supported",
+            quote(text)
+        ))
+        .hint("this version of jobfence reads `version: 1`")
+        .at(at)),
+        _ => Err(value.unexpected("the number 1").at(at)),
+    }
+}
+
+/// One of a few words.
+fn word<T: Copy>(value: Node<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
+    let at = value.at;
+    let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+    let expected = format!("one of `{}`", names.join("`, `"));
+    if let Kind::Scalar { text, .. } = &value.kind
+        && let Some((_, found)) = words.iter().find(|(name, _)| name == text)
+    {
+        return Ok(*found);
+    }
+    let fault = value.unexpected(&expected);
+    Err(
+        match value.text("").ok().and_then(|text| nearest(&text, names)) {
+            Some(name) => fault.hint(format!("did you mean `{name}`?")),
+            None => fault,
+        }
+        .at(at),
+    )
+}
+
+fn read_jobs(
+    reader: &mut Reader<'_>,
+    source: &Source,
+    at: Pos,
+    value: &Node<'_>,
+) -> Result<Vec<JobEntry>, Problem> {
+    let none = || {
+        Fault::new("no job is described")
+            .hint("`default` is the job without an entry of its own; `jobs: {default: {}}` allows nothing")
+            .at(at)
+    };
+    if value.is_null() {
+        return Err(none());
+    }
+    let mut jobs = Vec::new();
+    reader.map(value, "a map of jobs", |reader, at, name, value| {
+        check_text(name).map_err(|fault| fault.at(at))?;
+        jobs.push(read_job(reader, source, name, &value)?);
+        Ok(())
+    })?;
+    if jobs.is_empty() {
+        Err(none())
+    } else {
+        Ok(jobs)
+    }
+}
+
+fn read_job(
+    reader: &mut Reader<'_>,
+    source: &Source,
+    name: &str,
+    value: &Node<'_>,
+) -> Result<JobEntry, Problem> {
+    let mut job = JobEntry {
+        name: name.into(),
+        ..JobEntry::default()
+    };
+    if value.is_null() {
+        return Ok(job);
+    }
+    reader.map(
+        value,
+        "a map with `extends`, `allow` or `deny`",
+        |reader, at, key, value| {
+            match key {
+                "extends" => {
+                    let at = value.at;
+                    job.extends = Some((value.text("the name of a job")?.into_owned(), at));
+                }
+                "allow" => job.allow = read_rules(reader, source, List::Allow, &value)?,
+                "deny" => job.deny = read_rules(reader, source, List::Deny, &value)?,
+                _ => return Err(unknown_key(key, PLACES[1]).at(at)),
+            }
+            Ok(())
+        },
+    )?;
+    Ok(job)
+}
+
+fn read_rules(
+    reader: &mut Reader<'_>,
+    source: &Source,
+    list: List,
+    value: &Node<'_>,
+) -> Result<Vec<Rule>, Problem> {
+    let mut rules = Vec::new();
+    // What is left of a list whose rules are all commented out.
+    if !value.is_null() {
+        reader.list(value, "a list of rules", |reader, item| {
+            rules.push(read_rule(reader, source, list, &item)?);
+            Ok(())
+        })?;
+    }
+    Ok(rules)
+}
+
+fn read_rule(
+    reader: &mut Reader<'_>,
+    source: &Source,
+    list: List,
+    node: &Node<'_>,
+) -> Result<Rule, Problem> {
+    let place = match list {
+        List::Allow => PLACES[2],
+        List::Deny => PLACES[3],
+    };
+    let mut target = None;
+    let mut ports = None;
+    let mut reason = None;
+    let mut owner = None;
+    let mut private = None;
+    let mut fail = true;
+    reader.map(
+        node,
+        "a rule such as `host: git.example.com`",
+        |reader, at, key, value| {
+            if !place.1.contains(&key) {
+                return Err(unknown_key(key, place).at(at));
+            }
+            match key {
+                "host" | "cidr" if target.is_some() => {
+                    return Err(Fault::new("a rule has either `host` or `cidr`, not both")
+                        .hint("make two rules of it")
+                        .at(at));
+                }
+                "host" | "cidr" if matches!(value.kind, Kind::List) => {
+                    return Err(value
+                        .unexpected("one host or network")
+                        .hint("make a rule for each")
+                        .at(value.at));
+                }
+                "host" => target = Some(parsed(value, "a host name", target::host)?),
+                "cidr" => {
+                    target = Some(parsed(
+                        value,
+                        "a network such as 198.51.100.0/24",
+                        target::cidr,
+                    )?)
+                }
+                "ports" => ports = Some(read_ports(reader, at, &value)?),
+                "reason" => reason = Some(parsed(value, "text", prose)?),
+                "owner" => owner = Some(parsed(value, "text", prose)?),
+                "private" => private = Some((value.boolean()?, at)),
+                _ => fail = value.boolean()?,
+            }
+            Ok(())
+        },
+    )?;
+    let target = target.ok_or_else(|| {
+        Fault::new("the rule has neither `host` nor `cidr`")
+            .hint("say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`")
+            .at(node.at)
+    })?;
+    if let Some((true, at)) = private
+        && !matches!(target, Target::Host(_))
+    {
+        return Err(Fault::new(
+            "`private` says what a name may resolve to, and this rule has no name",
+        )
+        .hint("remove it")
+        .at(at));
+    }
+    let ports = match (ports, list) {
+        (Some(ports), _) => ports,
+        (None, List::Allow) => vec![ports::HTTPS],
+        (None, List::Deny) => Vec::new(),
+    };
+    Ok(Rule {
+        target,
+        ports,
+        reason,
+        owner,
+        private: private.is_some_and(|(private, _)| private),
+        fail,
+        location: source.location(node.at),
+    })
+}
+
+fn read_ports(
+    reader: &mut Reader<'_>,
+    at: Pos,
+    value: &Node<'_>,
+) -> Result<Vec<PortRange>, Problem> {
+    let expected = "a list of ports";
+    if let Kind::Scalar { text, .. } = &value.kind
+        && !value.is_null()
+    {
+        return Err(value
+            .unexpected(expected)
+            .hint(format!(
+                "write `ports: [{}]`",
+                quote(text).trim_matches('`')
+            ))
+            .at(value.at));
+    }
+    let mut ranges = Vec::new();
+    reader.list(value, expected, |_, item| {
+        ranges.push(parsed(item, "a port", ports::parse)?);
+        Ok(())
+    })?;
+    if ranges.is_empty() {
+        return Err(Fault::new("the list of ports is empty")
+            .hint(
+                "without `ports`, an `allow` rule is for 443/tcp and a `deny` rule for everything",
+            )
+            .at(value.at));
+    }
+    let ranges = ports::normalise(ranges);
+    // Counted as the kernel gets them: a range across DNS is two.
+    let count = ports::subtract(&ranges, &ports::DNS).len();
+    if count > MAX_RANGES {
+        return Err(Fault::new(format!(
+            "the rule has {count} separate port ranges, at most {MAX_RANGES} are possible"
+        ))
+        .hint("join some of them to wider ranges")
+        .at(at));
+    }
+    Ok(ranges)
+}
+
+/// Parses the text of `value`.
+fn parsed<T>(
+    value: Node<'_>,
+    what: &str,
+    parse: impl Fn(&str) -> Result<T, Fault>,
+) -> Result<T, Problem> {
+    let at = value.at;
+    if value.is_null() {
+        return Err(value.unexpected(what).at(at));
+    }
+    let text: Cow<'_, str> = value.text(what)?;
+    parse(&text).map_err(|fault| fault.at(at))
+}
+
+/// Text for people. It ends on terminals and in reports, and must not be able to play with them.
+fn prose(text: &str) -> Result<String, Fault> {
+    // Block scalars end with a line break.
+    let text = text.trim();
+    check_text(text).map(|()| text.into())
+}
+
+fn check_text(text: &str) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Err(Fault::new("the text is empty"));
+    }
+    match text.chars().find(|&c| is_deceptive(c)) {
+        None => Ok(()),
+        Some(c) => Err(Fault::new(format!(
+            "the text holds a character that does not show ({})",
+            c.escape_unicode()
+        ))
+        .hint("write it on one line, in printable characters")),
+    }
+}
+
+fn unknown_key(key: &str, (place, keys): (&str, &[&str])) -> Fault {
+    if LATER_KEYS.contains(&key) {
+        return Fault::new(format!(
+            "{} is not supported by this version of jobfence",
+            quote(key)
+        ))
+        .hint(
+            "remove it: a key is never ignored, since the fence would not do what the file says",
+        );
+    }
+    let fault = Fault::new(format!("unknown key {} {place}", quote(key)));
+    if key == "<<" {
+        return fault.hint("`extends` lets one job have the rules of another");
+    }
+    if let Some((elsewhere, _)) = PLACES.iter().find(|(_, keys)| keys.contains(&key)) {
+        return fault.hint(format!("`{key}` stands {elsewhere}"));
+    }
+    match nearest(key, keys.iter().copied()) {
+        Some(near) => fault.hint(format!("did you mean `{near}`?")),
+        None => fault.hint(format!("keys here are `{}`", keys.join("`, `"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::Policy;
+
+    fn policies() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies")
+    }
+
+    #[test]
+    fn the_schema_for_editors_has_the_keys_of_the_parser() {
+        let schema = std::fs::read_to_string(policies().join("schema.json")).unwrap();
+        let schema: Value = serde_json::from_str(&schema).unwrap();
+        for (object, keys) in [
+            ("", TOP_KEYS),
+            ("/$defs/job", JOB_KEYS),
+            ("/$defs/allow", ALLOW_KEYS),
+            ("/$defs/deny", DENY_KEYS),
+        ] {
+            let object = schema.pointer(object).unwrap();
+            let mut properties: Vec<&str> = object["properties"]
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(String::as_str)
+                .collect();
+            let mut keys = keys.to_vec();
+            properties.sort_unstable();
+            keys.sort_unstable();
+            assert_eq!(properties, keys);
+            assert_eq!(object["additionalProperties"], false);
+        }
+    }
+
+    #[test]
+    fn every_example_is_a_valid_policy() {
+        let mut examples = 0;
+        for entry in std::fs::read_dir(policies().join("examples")).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let policy = Policy::parse(&path.display().to_string(), &bytes)
+                .unwrap_or_else(|error| panic!("{error}"));
+            for name in policy.job_names() {
+                policy.job(Some(name)).unwrap().prefixes().unwrap();
+            }
+            examples += 1;
+        }
+        assert!(examples >= 3, "the examples have moved");
+    }
+
+    #[test]
+    fn the_policies_of_the_manual_are_valid() {
+        let manual = std::fs::read_to_string(policies().join("README.md")).unwrap();
+        let blocks = manual
+            .split("```yaml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap());
+        let mut whole = 0;
+        for block in blocks {
+            let policy = if block.starts_with("version") {
+                whole += 1;
+                block.to_owned()
+            } else {
+                let rules: String = block.lines().map(|line| format!("    {line}\n")).collect();
+                format!("version: 1\njobs:\n  default:\n{rules}")
+            };
+            Policy::parse("README.md", policy.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        }
+        assert_eq!(whole, 2);
+    }
+}

@@ -1,0 +1,385 @@
+//! One job's rules, and the questions that they answer.
+//!
+//! Three places ask: the resolver about names, the agent about what to write into the kernel's
+//! address map, the audit log about the rule behind a verdict. All answers come from the same
+//! two lists, [`Job::allowing`] and [`Job::denying`], so that they cannot contradict each other.
+//!
+//! The kernel sees only the longest prefix that holds an address. Each entry of the map must
+//! therefore hold everything that is allowed there, whatever number of rules say so, less
+//! everything that is denied; a `deny` beats an `allow` however narrow either of them is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use jobfence_abi::{Addr, DNS_PORT, MAX_RANGES, PortRange, proto};
+
+use crate::error::{Error, Fault, Pos, Source};
+use crate::name::Name;
+use crate::policy::{Mode, OnViolation};
+use crate::ports;
+use crate::target::{Rule, Target};
+
+/// A job of a policy, with the rules that it inherits.
+#[derive(Debug)]
+pub struct Job {
+    /// Its name in the policy.
+    pub name: String,
+    /// What the fence does with what is not allowed.
+    pub mode: Mode,
+    /// What a violation does to the job.
+    pub on_violation: OnViolation,
+    /// What it may reach; inherited rules first.
+    pub allow: Vec<Rule>,
+    /// What it may not reach even if `allow` says so; inherited rules first.
+    pub deny: Vec<Rule>,
+    allow_index: Index,
+    deny_index: Index,
+    source: Arc<Source>,
+}
+
+/// What a policy says of a name.
+#[derive(Debug, PartialEq)]
+pub enum NameVerdict<'a> {
+    /// These `allow` rules match, the most specific first; never empty.
+    Allowed(Vec<&'a Rule>),
+    /// This `deny` rule matches, on all ports; the most specific one.
+    Denied(&'a Rule),
+    /// No rule speaks of it.
+    Unknown,
+}
+
+/// The rule behind the kernel's verdict about an address, a protocol and a port.
+#[derive(Debug, PartialEq)]
+pub enum AddrRule<'a> {
+    /// This `allow` rule lets it through.
+    Allowed(&'a Rule),
+    /// This `deny` rule refuses it.
+    Denied(&'a Rule),
+    /// No rule allows it.
+    None,
+}
+
+/// More port ranges come together at one address than its entry in the kernel's map can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the rules for {addr} come to {ranges} separate port ranges, at most {MAX_RANGES} are \
+     possible; join ports to wider ranges in the rules for it"
+)]
+pub struct TooManyRanges {
+    /// The address.
+    pub addr: IpAddr,
+    /// How many ranges there are, after merging.
+    pub ranges: usize,
+}
+
+impl Job {
+    pub(crate) fn new(
+        source: Arc<Source>,
+        name: &str,
+        mode: Mode,
+        on_violation: OnViolation,
+        allow: Vec<Rule>,
+        deny: Vec<Rule>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            mode,
+            on_violation,
+            allow_index: Index::new(&allow),
+            deny_index: Index::new(&deny),
+            allow,
+            deny,
+            source,
+        }
+    }
+
+    /// What the policy says of `name`. The cost is a look-up for each of its labels, whatever
+    /// the number of rules.
+    ///
+    /// `deny` rules with `ports` do not make a name denied: it may be looked up, and
+    /// [`grants`](Self::grants) leaves the ports out. `localhost` is no name here but the
+    /// addresses of [`Target::Localhost`].
+    #[must_use]
+    pub fn name_verdict(&self, name: &Name) -> NameVerdict<'_> {
+        if let Some(rule) = self
+            .deny_index
+            .of_name(&self.deny, name)
+            .find(|rule| rule.ports.is_empty())
+        {
+            return NameVerdict::Denied(rule);
+        }
+        let rules: Vec<&Rule> = self.allow_index.of_name(&self.allow, name).collect();
+        if rules.is_empty() {
+            NameVerdict::Unknown
+        } else {
+            NameVerdict::Allowed(rules)
+        }
+    }
+
+    /// What the job gets at addresses that the policy itself names, for a longest-prefix-match
+    /// map: each prefix with everything that is allowed there.
+    ///
+    /// Prefixes without ranges are there to take addresses out of a wider prefix: what is
+    /// denied, the cloud metadata services (which only a rule for exactly that address allows),
+    /// and `0.0.0.0/0` beside an IPv6 prefix that holds `::ffff:0:0/96`, as which the kernel's
+    /// map keeps IPv4. Sorted, IPv4 first.
+    ///
+    /// # Errors
+    ///
+    /// When more than [`MAX_RANGES`] ranges come together at a prefix, at the place of a rule
+    /// for it.
+    pub fn prefixes(&self) -> Result<Vec<(IpNet, Vec<PortRange>)>, Error> {
+        let mut layers: BTreeMap<IpNet, Layer<'_>> = BTreeMap::new();
+        for rule in &self.allow {
+            for net in rule.nets() {
+                layers.entry(*net).or_default().allow.push(rule);
+                let services = Addr::METADATA
+                    .into_iter()
+                    .filter(|service| net.contains(service));
+                for service in services {
+                    layers.entry(service.into()).or_default();
+                }
+                if let IpNet::V6(v6) = net
+                    && v6.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped())
+                {
+                    layers.entry(IpNet::V4(Ipv4Net::default())).or_default();
+                }
+            }
+        }
+        for rule in &self.deny {
+            for net in rule.nets() {
+                layers.entry(*net).or_default().deny.push(rule);
+            }
+        }
+        // The order of networks puts each behind all that hold it, nearest last.
+        let mut above: Vec<(IpNet, Sums<'_>)> = Vec::new();
+        let mut prefixes = Vec::with_capacity(layers.len());
+        for (net, layer) in layers {
+            while above.pop_if(|(outer, _)| !outer.contains(&net)).is_some() {}
+            let outer = above.last().map(|(_, sums)| sums);
+            let inherits_allow = !is_metadata(&net);
+            let sums = Sums::new(outer, inherits_allow, &layer);
+            let ranges = ports::subtract(&sums.allow, &sums.deny);
+            if ranges.len() > MAX_RANGES {
+                return Err(self.overflow(&net, ranges.len(), sums.last));
+            }
+            prefixes.push((net, ranges));
+            above.push((net, sums));
+        }
+        Ok(prefixes)
+    }
+
+    fn overflow(&self, net: &IpNet, count: usize, rule: Option<&Rule>) -> Error {
+        let at = rule.map_or(Pos::START, |rule| Pos {
+            line: rule.location.line,
+            column: rule.location.column,
+        });
+        self.source.error(
+            Fault::new(format!(
+                "the rules for {net} come to {count} separate port ranges, at most {MAX_RANGES} are possible"
+            ))
+            .hint("join ports to wider ranges in the rules for this network and those around it")
+            .at(at),
+        )
+    }
+
+    /// Everything that the job gets at `addr` when the allowed `names` have resolved to it: what
+    /// the names' rules allow, and every `cidr` rule that holds the address, less everything
+    /// that is denied there or for the names. Sorted by protocol and port, disjoint, merged;
+    /// DNS is never in it.
+    ///
+    /// Names that are not allowed count for nothing, and none does at a cloud metadata service.
+    ///
+    /// # Errors
+    ///
+    /// When there are more than [`MAX_RANGES`] ranges.
+    pub fn grants(&self, addr: IpAddr, names: &[Name]) -> Result<Vec<PortRange>, TooManyRanges> {
+        let addr = addr.to_canonical();
+        let allowed = self
+            .allowing(addr, names)
+            .flat_map(|rule| &rule.ports)
+            .copied();
+        let denied = self
+            .denying(addr, names)
+            .flat_map(denied_ports)
+            .chain(&ports::DNS)
+            .copied();
+        let ranges = ports::subtract(
+            &ports::normalise(allowed.collect()),
+            &ports::normalise(denied.collect()),
+        );
+        if ranges.len() > MAX_RANGES {
+            return Err(TooManyRanges {
+                addr,
+                ranges: ranges.len(),
+            });
+        }
+        Ok(ranges)
+    }
+
+    /// The rule behind the verdict on `port` (host byte order) of `proto` at `addr`, to which
+    /// `names` have resolved. It agrees with [`grants`](Self::grants) and, for an address
+    /// without names, with [`prefixes`](Self::prefixes).
+    #[must_use]
+    pub fn explain_addr(&self, addr: IpAddr, names: &[Name], proto: u8, port: u16) -> AddrRule<'_> {
+        let addr = addr.to_canonical();
+        if port == DNS_PORT && (proto == proto::TCP || proto == proto::UDP) {
+            return AddrRule::None;
+        }
+        let speaks = |rule: &&Rule| rule.ports.iter().any(|range| range.contains(proto, port));
+        if let Some(rule) = self
+            .denying(addr, names)
+            .find(|rule| rule.ports.is_empty() || speaks(rule))
+        {
+            return AddrRule::Denied(rule);
+        }
+        self.allowing(addr, names)
+            .find(speaks)
+            .map_or(AddrRule::None, AddrRule::Allowed)
+    }
+
+    /// The `allow` rules that speak of `addr`.
+    fn allowing(&self, addr: IpAddr, names: &[Name]) -> impl Iterator<Item = &Rule> {
+        let metadata = Addr::from(addr).is_metadata();
+        let names = if metadata { &[] } else { names };
+        let by_name = names.iter().flat_map(|name| match self.name_verdict(name) {
+            NameVerdict::Allowed(rules) => rules,
+            NameVerdict::Denied(_) | NameVerdict::Unknown => Vec::new(),
+        });
+        let by_net = self.allow_index.of_addr(&self.allow, addr);
+        by_name.chain(
+            by_net
+                .filter(move |(net, _)| !metadata || is_metadata(net))
+                .map(|(_, rule)| rule),
+        )
+    }
+
+    /// The `deny` rules that speak of `addr`: those for its network, and those for some ports of
+    /// its names.
+    fn denying(&self, addr: IpAddr, names: &[Name]) -> impl Iterator<Item = &Rule> {
+        let by_name = names
+            .iter()
+            .flat_map(|name| self.deny_index.of_name(&self.deny, name));
+        let by_net = self
+            .deny_index
+            .of_addr(&self.deny, addr)
+            .map(|(_, rule)| rule);
+        by_name.filter(|rule| !rule.ports.is_empty()).chain(by_net)
+    }
+}
+
+/// The ports that a `deny` rule takes away.
+fn denied_ports(rule: &Rule) -> &[PortRange] {
+    if rule.ports.is_empty() {
+        &ports::EVERY
+    } else {
+        &rule.ports
+    }
+}
+
+/// Whether `net` is exactly the address of a cloud metadata service.
+fn is_metadata(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len() && Addr::from(net.addr()).is_metadata()
+}
+
+/// The rules for exactly one prefix.
+#[derive(Default)]
+struct Layer<'a> {
+    allow: Vec<&'a Rule>,
+    deny: Vec<&'a Rule>,
+}
+
+/// The sets of a prefix and all prefixes around it, normalised.
+struct Sums<'a> {
+    allow: Vec<PortRange>,
+    deny: Vec<PortRange>,
+    /// The rule of the innermost layer that has one.
+    last: Option<&'a Rule>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(outer: Option<&Self>, inherits_allow: bool, layer: &Layer<'a>) -> Self {
+        let mut allow = outer
+            .filter(|_| inherits_allow)
+            .map_or_else(Vec::new, |outer| outer.allow.clone());
+        allow.extend(layer.allow.iter().flat_map(|rule| &rule.ports));
+        let mut deny = outer.map_or_else(|| ports::DNS.to_vec(), |outer| outer.deny.clone());
+        deny.extend(layer.deny.iter().flat_map(|rule| denied_ports(rule)));
+        Self {
+            allow: ports::normalise(allow),
+            deny: ports::normalise(deny),
+            last: layer
+                .allow
+                .last()
+                .or(layer.deny.last())
+                .copied()
+                .or(outer.and_then(|outer| outer.last)),
+        }
+    }
+}
+
+/// Finds the rules of one list by name and by address. Numbers are places in the list.
+#[derive(Debug, Default)]
+struct Index {
+    /// Rules for one name.
+    exact: HashMap<Name, Vec<usize>>,
+    /// Rules for all names below one.
+    below: HashMap<Name, Vec<usize>>,
+    /// Rules for networks, the longest prefix first.
+    nets: Vec<(IpNet, usize)>,
+}
+
+impl Index {
+    fn new(rules: &[Rule]) -> Self {
+        let mut index = Self::default();
+        for (number, rule) in rules.iter().enumerate() {
+            if let Target::Host(host) = &rule.target {
+                let map = if host.is_wildcard() {
+                    &mut index.below
+                } else {
+                    &mut index.exact
+                };
+                map.entry(host.base().clone()).or_default().push(number);
+            }
+            index
+                .nets
+                .extend(rule.nets().iter().map(|net| (*net, number)));
+        }
+        index
+            .nets
+            .sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        index
+    }
+
+    /// The rules that match `name`, the most specific first, equals in the list's order.
+    fn of_name<'a>(
+        &'a self,
+        rules: &'a [Rule],
+        name: &Name,
+    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
+        let exact = self.exact.get(name);
+        let below: Vec<&Vec<usize>> = name
+            .parents()
+            .filter_map(|parent| self.below.get(parent))
+            .collect();
+        exact
+            .into_iter()
+            .chain(below)
+            .flatten()
+            .map(|&number| &rules[number])
+    }
+
+    /// The rules for networks that hold `addr`, the longest prefix first.
+    fn of_addr<'a>(
+        &'a self,
+        rules: &'a [Rule],
+        addr: IpAddr,
+    ) -> impl Iterator<Item = (&'a IpNet, &'a Rule)> {
+        self.nets
+            .iter()
+            .filter(move |(net, _)| net.contains(&addr))
+            .map(|(net, number)| (net, &rules[*number]))
+    }
+}

@@ -1,0 +1,204 @@
+//! Rules, and the hosts and networks that they speak of.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use jobfence_abi::PortRange;
+
+use crate::error::{Fault, Location, quote};
+use crate::name::HostPattern;
+
+/// The networks of [`Target::Localhost`].
+pub(crate) const LOOPBACK: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
+
+/// One rule of a job's `allow` or `deny` list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What the rule speaks of.
+    pub target: Target,
+    /// The ports, sorted by protocol and port, disjoint and merged; host byte order. Never empty
+    /// in an `allow` rule; empty in a `deny` rule that holds for every port and protocol.
+    pub ports: Vec<PortRange>,
+    /// Why the rule is there, for reports.
+    pub reason: Option<String>,
+    /// Who answers for the rule, for reports.
+    pub owner: Option<String>,
+    /// Whether the names of an `allow` rule may resolve to private addresses.
+    pub private: bool,
+    /// Whether an attempt that a `deny` rule refuses is a violation.
+    pub fail: bool,
+    /// Where the rule begins.
+    pub location: Location,
+}
+
+impl Rule {
+    /// The fixed networks that the rule speaks of; none for a host.
+    pub(crate) fn nets(&self) -> &[IpNet] {
+        match &self.target {
+            Target::Host(_) => &[],
+            Target::Cidr(net) => std::slice::from_ref(net),
+            Target::Localhost => &LOOPBACK,
+        }
+    }
+}
+
+/// What a [`Rule`] speaks of. It is displayed in canonical form, as the policy would have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `host`: a name or the names below one.
+    Host(HostPattern),
+    /// `cidr`: a network.
+    Cidr(IpNet),
+    /// `host: localhost`: the loopback addresses, `127.0.0.0/8` and `::1`.
+    Localhost,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => host.fmt(f),
+            Self::Cidr(net) => net.fmt(f),
+            Self::Localhost => f.write_str("localhost"),
+        }
+    }
+}
+
+/// Parses the value of `host`.
+pub(crate) fn host(text: &str) -> Result<Target, Fault> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Err(address_as_host(text, address));
+    }
+    if let Ok(net) = text.parse::<IpNet>() {
+        return Err(
+            Fault::new(format!("{} is a network, not a host name", quote(text)))
+                .hint(format!("use `cidr: {}`", net.trunc())),
+        );
+    }
+    if let Some((_, rest)) = text.split_once("://") {
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let host = host.rsplit_once(':').map_or(host, |(host, _port)| host);
+        let fault = Fault::new(format!("{} is a URL, not a host name", quote(text)));
+        return Err(match HostPattern::parse(host) {
+            Ok(host) => fault.hint(format!("use `host: {host}`; paths cannot be told apart")),
+            Err(_) => fault.hint("give the host name alone"),
+        });
+    }
+    if let Some((host, path)) = text.split_once('/')
+        && let Ok(host) = HostPattern::parse(host)
+    {
+        return Err(Fault::new(format!(
+            "{} has a path ({}), which is no part of a host name",
+            quote(text),
+            quote(path)
+        ))
+        .hint(format!("use `host: {host}`; paths cannot be told apart")));
+    }
+    if let Some((host, port)) = text.rsplit_once(':')
+        && port.bytes().all(|b| b.is_ascii_digit())
+    {
+        return Err(Fault::new(format!(
+            "{} is not a host name: it holds a port",
+            quote(text)
+        ))
+        .hint(format!(
+            "use `host: {}` and `ports: [{}]`",
+            quote(host).trim_matches('`'),
+            quote(port).trim_matches('`')
+        )));
+    }
+    let pattern = HostPattern::parse(text)?;
+    let base = pattern.base().as_str();
+    let last = base.rsplit('.').next().unwrap_or_default();
+    if last == "localhost" {
+        return match (pattern.is_wildcard(), base) {
+            (false, "localhost") => Ok(Target::Localhost),
+            _ => Err(Fault::new(format!(
+                "{}: names below localhost are not looked up",
+                quote(text)
+            ))
+            .hint("use `host: localhost`, which is the loopback addresses")),
+        };
+    }
+    // As URLs have it: a name that ends in a number is meant to be an IPv4 address.
+    if last.bytes().all(|b| b.is_ascii_digit())
+        || last
+            .strip_prefix("0x")
+            .is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        return Err(match base.parse() {
+            Ok(address) if !pattern.is_wildcard() => address_as_host(text, IpAddr::V4(address)),
+            _ => Fault::new(format!(
+                "{} is not a host name: no top-level domain is a number",
+                quote(text)
+            ))
+            .hint("write a range of addresses as `cidr: 198.51.100.0/24`"),
+        });
+    }
+    Ok(Target::Host(pattern))
+}
+
+fn address_as_host(text: &str, address: IpAddr) -> Fault {
+    let address = address.to_canonical();
+    Fault::new(format!("{} is an address, not a host name", quote(text)))
+        .hint(format!("use `cidr: {}`", IpNet::from(address)))
+}
+
+/// Parses the value of `cidr`.
+pub(crate) fn cidr(text: &str) -> Result<Target, Fault> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Err(
+            Fault::new(format!("{} has no prefix length", quote(text))).hint(format!(
+                "use `cidr: {}` for this one address",
+                IpNet::from(address.to_canonical())
+            )),
+        );
+    }
+    let Ok(net) = text.parse::<IpNet>() else {
+        let fault = Fault::new(format!("{} is not a network", quote(text)));
+        return Err(match HostPattern::parse(text) {
+            Ok(host)
+                if text.contains('.')
+                    && !text.contains('/')
+                    && !text.ends_with(|c: char| c.is_ascii_digit()) =>
+            {
+                fault.hint(format!("use `host: {host}`"))
+            }
+            _ => fault.hint("write networks as 198.51.100.0/24 or 2001:db8::/32"),
+        });
+    };
+    if let IpNet::V6(v6) = net
+        && v6.prefix_len() >= 96
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+    {
+        let fault = Fault::new(format!(
+            "{} is an IPv4 network in IPv6 clothes",
+            quote(text)
+        ));
+        return Err(match Ipv4Net::new(v4, v6.prefix_len() - 96) {
+            Ok(net) => fault.hint(format!(
+                "use `cidr: {}`; it holds for IPv6 sockets, too",
+                net.trunc()
+            )),
+            Err(_) => fault,
+        });
+    }
+    if net.trunc() != net {
+        return Err(
+            Fault::new(format!("{} has bits set behind the prefix", quote(text))).hint(format!(
+                "did you mean {} or {}?",
+                net.trunc(),
+                IpNet::from(net.addr())
+            )),
+        );
+    }
+    Ok(Target::Cidr(net))
+}

@@ -1,0 +1,1887 @@
+//! What a writer sees when a policy is wrong: the whole text, place, caret and hint.
+
+use jobfence_policy::{MAX_BYTES, Policy};
+
+fn error(policy: impl AsRef<[u8]>) -> String {
+    match Policy::parse("policy.yml", policy.as_ref()) {
+        Ok(_) => panic!(
+            "this was accepted:\n{}",
+            String::from_utf8_lossy(policy.as_ref())
+        ),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn every_mistake_is_shown_with_its_place() {
+    for (case, policy, expected) in CASES {
+        let shown = error(policy);
+        assert_eq!(
+            shown,
+            expected.trim_start_matches('\n'),
+            "{case}; shown:\n{shown}\n"
+        );
+    }
+}
+
+#[test]
+fn a_tab_in_the_indentation_is_shown_under_the_caret() {
+    assert_eq!(
+        error("version: 1\njobs:\n\tdefault: {}\n"),
+        "policy.yml:3:2: not valid YAML: tabs disallowed within this context (block indentation)\n   \
+         |\n 3 |  default: {}\n   |  ^\n   = hint: indent with spaces",
+    );
+}
+
+#[test]
+fn nothing_of_the_file_reaches_the_terminal_as_a_control_character() {
+    for policy in [
+        "version: 1\n\0jobs: {a: {}}\n",
+        "version: 1\n\u{1b}[2J: {a: {}}\n",
+        "version: 1\n\"\\e[2J\u{7f}\": 1\n",
+        "version: 1\n\"\\e]0;title\\a\": 1\n",
+        "version: 1\n\u{202e}x\u{200b}: 1\n",
+        "version: 1\njobs: {default: {allow: [{host: \"a\\r\\u202eb.example.com\"}]}}\n",
+        "version: 1\njobs: {default: {extends: \"\\e[1m\"}}\n",
+    ] {
+        let shown = error(policy);
+        let bad = |c: char| (c.is_control() && c != '\n') || ('\u{200b}'..='\u{202e}').contains(&c);
+        assert!(!shown.contains(bad), "{shown:?}");
+        assert_eq!(
+            shown.matches('\n').count() - usize::from(shown.contains("hint")),
+            3,
+            "{shown:?}"
+        );
+    }
+    let file = Policy::parse("a\u{1b}[2J.yml", b"").unwrap_err();
+    assert!(!file.to_string().contains('\u{1b}'));
+}
+
+#[test]
+fn a_byte_that_is_not_utf8_is_pointed_at() {
+    assert_eq!(
+        error(b"version: 1\njobs: {\xc3\xa9\xff: {}}\n"),
+        "policy.yml:2:9: byte 0xff is not UTF-8\n   |\n 2 | jobs: {\u{e9}\u{fffd}: {}}\n   |         ^\n   \
+         = hint: save the file as UTF-8",
+    );
+    assert!(error("\u{feff}v\0e\0r\0".as_bytes()).starts_with("policy.yml:1:2: not valid YAML"));
+    assert!(error(b"\xff\xfev\0e\0r\0").starts_with("policy.yml:1:1: byte 0xff is not UTF-8\n"));
+}
+
+#[test]
+fn a_byte_order_mark_and_other_line_ends_move_no_place() {
+    assert!(Policy::parse("p", "\u{feff}version: 1\njobs: {a: {}}\n".as_bytes()).is_ok());
+    assert!(error("\u{feff}vresion: 1\n").starts_with("policy.yml:1:1: unknown key `vresion`"));
+    for end in ["\n", "\r\n", "\r"] {
+        let policy = ["version: 1", "", "jobs:", "  a: {alow: []}", ""].join(end);
+        assert!(
+            error(&policy).starts_with("policy.yml:4:7: unknown key `alow`"),
+            "{end:?}"
+        );
+        assert!(error(&policy).contains("4 |   a: {alow: []}\n"), "{end:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_is_not_read() {
+    let mut policy = b"version: 1\njobs: {a: {}}\n".to_vec();
+    policy.resize(MAX_BYTES, b'\n');
+    assert!(Policy::parse("p", &policy).is_ok());
+    policy.push(b'\n');
+    assert_eq!(
+        error(&policy),
+        "policy.yml:1:1: the policy has 1048577 bytes, at most 1048576 are read\n   \
+         = hint: wildcards and networks make long lists short",
+    );
+}
+
+#[test]
+fn what_is_nested_deeply_is_refused_without_deep_recursion() {
+    for open in ["[", "{", "- ", "? ", "[{", "{a: ", "a:\n "] {
+        error(open.repeat(MAX_BYTES / open.len()));
+        error(format!("version: 1\njobs: {}", open.repeat(100_000)));
+    }
+}
+
+#[test]
+fn a_line_that_is_too_long_is_cut_around_the_caret() {
+    let rules = "{host: a.example.com}, ".repeat(1000);
+    let shown = error(format!(
+        "version: 1\njobs: {{default: {{allow: [{rules}{{hots: a}}, {rules}]}}}}"
+    ));
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[2].len() < 140, "{shown}");
+    let caret = lines[3].find('^').unwrap();
+    assert!(lines[2][caret..].starts_with("hots: a"), "{shown}");
+}
+
+#[test]
+fn a_rule_with_more_ranges_than_the_kernel_holds_is_refused() {
+    let policy = |ports: Vec<String>| {
+        format!(
+            "version: 1\njobs: {{a: {{allow: [{{host: a.example.com, ports: [{}]}}]}}}}",
+            ports.join(", ")
+        )
+    };
+    let odd = |count: u16| (0..count).map(|i| (1001 + 2 * i).to_string());
+    assert!(Policy::parse("p", policy(odd(16).collect()).as_bytes()).is_ok());
+    assert!(error(policy(odd(17).collect())).contains("the rule has 17 separate port ranges"));
+    let around_dns = odd(15).chain(["50-60".into()]).collect();
+    assert!(error(policy(around_dns)).contains("the rule has 17 separate port ranges"));
+    let neighbours = (1000..2000).map(|port| port.to_string()).collect();
+    assert!(Policy::parse("p", policy(neighbours).as_bytes()).is_ok());
+}
+
+#[test]
+fn a_job_that_is_not_there_is_named_with_those_that_are() {
+    let policy = b"version: 1\njobs:\n  build: {}\n  release: {}\n";
+    let policy = Policy::parse("policy.yml", policy).unwrap();
+    assert_eq!(
+        policy.job(Some("relaese")).unwrap_err().to_string(),
+        "policy.yml:2:1: no job `relaese` in this policy, only build, release\n   |\n 2 | jobs:\n   | ^\n   \
+         = hint: did you mean `release`?",
+    );
+    let none = policy.job(None).unwrap_err();
+    assert_eq!(
+        none.message(),
+        "no job `default` in this policy, only build, release"
+    );
+    assert_eq!(
+        none.hint(),
+        Some("add `default` under `jobs`, or name one of the others")
+    );
+    assert_eq!(none.location().to_string(), "policy.yml:2");
+}
+
+const CASES: &[(&str, &str, &str)] = &[
+    (
+        "an empty file",
+        r#""#,
+        r#"
+policy.yml:1:1: the policy is empty
+   = hint: the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing"#,
+    ),
+    (
+        "comments only",
+        r#"# nothing
+"#,
+        r#"
+policy.yml:1:1: the policy is empty
+   |
+ 1 | # nothing
+   | ^
+   = hint: the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing"#,
+    ),
+    (
+        "null document",
+        r#"---
+~
+"#,
+        r#"
+policy.yml:1:1: the policy is empty
+   |
+ 1 | ---
+   | ^
+   = hint: the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing"#,
+    ),
+    (
+        "text for a policy",
+        r#"allow everything
+"#,
+        r#"
+policy.yml:1:1: expected a map of keys such as `version` and `jobs`, found `allow everything`
+   |
+ 1 | allow everything
+   | ^"#,
+    ),
+    (
+        "a list for a policy",
+        r#"- host: a
+"#,
+        r#"
+policy.yml:1:1: expected a map of keys such as `version` and `jobs`, found a list
+   |
+ 1 | - host: a
+   | ^"#,
+    ),
+    (
+        "no version",
+        r#"mode: audit
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:1: the key `version` is missing
+   |
+ 1 | mode: audit
+   | ^
+   = hint: begin the file with `version: 1`"#,
+    ),
+    (
+        "another version",
+        r#"version: 2
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:10: version `2` is not supported
+   |
+ 1 | version: 2
+   |          ^
+   = hint: this version of jobfence reads `version: 1`"#,
+    ),
+    (
+        "version as text",
+        r#"version: "1.0"
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:10: version `1.0` is not supported
+   |
+ 1 | version: "1.0"
+   |          ^
+   = hint: this version of jobfence reads `version: 1`"#,
+    ),
+    (
+        "version null",
+        r#"version:
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:8: expected the number 1, found nothing
+   |
+ 1 | version:
+   |        ^"#,
+    ),
+    (
+        "no jobs key",
+        r#"version: 1
+"#,
+        r#"
+policy.yml:1:1: the key `jobs` is missing
+   |
+ 1 | version: 1
+   | ^
+   = hint: `jobs: {default: {}}` is a policy that allows nothing"#,
+    ),
+    (
+        "jobs null",
+        r#"version: 1
+jobs:
+"#,
+        r#"
+policy.yml:2:1: no job is described
+   |
+ 2 | jobs:
+   | ^
+   = hint: `default` is the job without an entry of its own; `jobs: {default: {}}` allows nothing"#,
+    ),
+    (
+        "jobs empty",
+        r#"version: 1
+jobs: {}
+"#,
+        r#"
+policy.yml:2:1: no job is described
+   |
+ 2 | jobs: {}
+   | ^
+   = hint: `default` is the job without an entry of its own; `jobs: {default: {}}` allows nothing"#,
+    ),
+    (
+        "jobs a list",
+        r#"version: 1
+jobs:
+  - default
+"#,
+        r#"
+policy.yml:3:3: expected a map of jobs, found a list
+   |
+ 3 |   - default
+   |   ^"#,
+    ),
+    (
+        "jobs text",
+        r#"version: 1
+jobs: default
+"#,
+        r#"
+policy.yml:2:7: expected a map of jobs, found `default`
+   |
+ 2 | jobs: default
+   |       ^"#,
+    ),
+    (
+        "mode misspelt",
+        r#"version: 1
+mode: enforced
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:7: expected one of `enforce`, `audit`, found `enforced`
+   |
+ 2 | mode: enforced
+   |       ^
+   = hint: did you mean `enforce`?"#,
+    ),
+    (
+        "mode unknown",
+        r#"version: 1
+mode: off
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:7: expected one of `enforce`, `audit`, found `off`
+   |
+ 2 | mode: off
+   |       ^"#,
+    ),
+    (
+        "on_violation list",
+        r#"version: 1
+on_violation: [fail]
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:15: expected one of `fail`, `kill`, `warn`, found a list
+   |
+ 2 | on_violation: [fail]
+   |               ^"#,
+    ),
+    (
+        "unknown top key",
+        r#"version: 1
+job:
+  default: {}
+"#,
+        r#"
+policy.yml:2:1: unknown key `job` at the top of the file
+   |
+ 2 | job:
+   | ^
+   = hint: did you mean `jobs`?"#,
+    ),
+    (
+        "unknown job key",
+        r#"version: 1
+jobs:
+  default:
+    alow: []
+"#,
+        r#"
+policy.yml:4:5: unknown key `alow` in a job
+   |
+ 4 |     alow: []
+   |     ^
+   = hint: did you mean `allow`?"#,
+    ),
+    (
+        "mode in a job",
+        r#"version: 1
+jobs:
+  default:
+    mode: audit
+"#,
+        r#"
+policy.yml:4:5: unknown key `mode` in a job
+   |
+ 4 |     mode: audit
+   |     ^
+   = hint: `mode` stands at the top of the file"#,
+    ),
+    (
+        "strange key",
+        r#"version: 1
+network: {}
+"#,
+        r#"
+policy.yml:2:1: unknown key `network` at the top of the file
+   |
+ 2 | network: {}
+   | ^
+   = hint: keys here are `version`, `mode`, `on_violation`, `jobs`"#,
+    ),
+    (
+        "duplicate top key",
+        r#"version: 1
+mode: audit
+mode: enforce
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:3:1: duplicate key `mode`
+   |
+ 3 | mode: enforce
+   | ^
+   = hint: it is on line 2 already; keep one of the two"#,
+    ),
+    (
+        "duplicate job",
+        r#"version: 1
+jobs:
+  a: {}
+  b: {}
+  a: {}
+"#,
+        r#"
+policy.yml:5:3: duplicate key `a`
+   |
+ 5 |   a: {}
+   |   ^
+   = hint: it is on line 3 already; keep one of the two"#,
+    ),
+    (
+        "duplicate rule key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+        host: b.example.com
+"#,
+        r#"
+policy.yml:6:9: duplicate key `host`
+   |
+ 6 |         host: b.example.com
+   |         ^
+   = hint: it is on line 5 already; keep one of the two"#,
+    ),
+    (
+        "job name with control character",
+        r#"version: 1
+jobs:
+  "a\nb": {}
+"#,
+        r#"
+policy.yml:3:3: the text holds a character that does not show (\u{a})
+   |
+ 3 |   "a\nb": {}
+   |   ^
+   = hint: write it on one line, in printable characters"#,
+    ),
+    (
+        "rule is text",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - git.example.com
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `git.example.com`
+   |
+ 5 |       - git.example.com
+   |         ^"#,
+    ),
+    (
+        "rule empty",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - {}
+"#,
+        r#"
+policy.yml:5:9: the rule has neither `host` nor `cidr`
+   |
+ 5 |       - {}
+   |         ^
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "rule null",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      -
+"#,
+        r#"
+policy.yml:5:8: expected a rule such as `host: git.example.com`, found nothing
+   |
+ 5 |       -
+   |        ^"#,
+    ),
+    (
+        "rule without target",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - reason: because
+        ports: [443]
+"#,
+        r#"
+policy.yml:5:9: the rule has neither `host` nor `cidr`
+   |
+ 5 |       - reason: because
+   |         ^
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "both",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        cidr: 198.51.100.0/24
+"#,
+        r#"
+policy.yml:6:9: a rule has either `host` or `cidr`, not both
+   |
+ 6 |         cidr: 198.51.100.0/24
+   |         ^
+   = hint: make two rules of it"#,
+    ),
+    (
+        "allow is a map",
+        r#"version: 1
+jobs:
+  default:
+    allow: {host: git.example.com}
+"#,
+        r#"
+policy.yml:4:12: expected a list of rules, found a map
+   |
+ 4 |     allow: {host: git.example.com}
+   |            ^"#,
+    ),
+    (
+        "later key tls",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        tls: off
+"#,
+        r#"
+policy.yml:6:9: `tls` is not supported by this version of jobfence
+   |
+ 6 |         tls: off
+   |         ^
+   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+    ),
+    (
+        "later key use",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - use: presets
+"#,
+        r#"
+policy.yml:5:9: `use` is not supported by this version of jobfence
+   |
+ 5 |       - use: presets
+   |         ^
+   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+    ),
+    (
+        "later key expires",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        expires: 2027-03-31
+"#,
+        r#"
+policy.yml:6:9: `expires` is not supported by this version of jobfence
+   |
+ 6 |         expires: 2027-03-31
+   |         ^
+   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+    ),
+    (
+        "later key in deny",
+        r#"version: 1
+jobs: {default: {deny: [{host: a.example.com, log: all}]}}
+"#,
+        r#"
+policy.yml:2:47: `log` is not supported by this version of jobfence
+   |
+ 2 | jobs: {default: {deny: [{host: a.example.com, log: all}]}}
+   |                                               ^
+   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+    ),
+    (
+        "misspelt rule key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - hots: git.example.com
+"#,
+        r#"
+policy.yml:5:9: unknown key `hots` in an `allow` rule
+   |
+ 5 |       - hots: git.example.com
+   |         ^
+   = hint: did you mean `host`?"#,
+    ),
+    (
+        "fail in allow",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        fail: false
+"#,
+        r#"
+policy.yml:6:9: unknown key `fail` in an `allow` rule
+   |
+ 6 |         fail: false
+   |         ^
+   = hint: `fail` stands in a `deny` rule"#,
+    ),
+    (
+        "private in deny",
+        r#"version: 1
+jobs: {default: {deny: [{host: a.example.com, private: true}]}}
+"#,
+        r#"
+policy.yml:2:47: unknown key `private` in a `deny` rule
+   |
+ 2 | jobs: {default: {deny: [{host: a.example.com, private: true}]}}
+   |                                               ^
+   = hint: `private` stands in an `allow` rule"#,
+    ),
+    (
+        "merge key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - <<: {host: a.example.com}
+"#,
+        r#"
+policy.yml:5:9: unknown key `<<` in an `allow` rule
+   |
+ 5 |       - <<: {host: a.example.com}
+   |         ^
+   = hint: `extends` lets one job have the rules of another"#,
+    ),
+    (
+        "private with cidr",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.0/24
+        private: true
+"#,
+        r#"
+policy.yml:6:9: `private` says what a name may resolve to, and this rule has no name
+   |
+ 6 |         private: true
+   |         ^
+   = hint: remove it"#,
+    ),
+    (
+        "private localhost",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - {host: localhost, private: true}
+"#,
+        r#"
+policy.yml:5:27: `private` says what a name may resolve to, and this rule has no name
+   |
+ 5 |       - {host: localhost, private: true}
+   |                           ^
+   = hint: remove it"#,
+    ),
+    (
+        "private yes",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        private: yes
+"#,
+        r#"
+policy.yml:6:18: expected `true` or `false`, found `yes`
+   |
+ 6 |         private: yes
+   |                  ^"#,
+    ),
+    (
+        "private quoted",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        private: "true"
+"#,
+        r#"
+policy.yml:6:18: expected `true` or `false`, found the text `true`
+   |
+ 6 |         private: "true"
+   |                  ^"#,
+    ),
+    (
+        "reason null",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        reason:
+"#,
+        r#"
+policy.yml:6:15: expected text, found nothing
+   |
+ 6 |         reason:
+   |               ^"#,
+    ),
+    (
+        "reason list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        reason: [a]
+"#,
+        r#"
+policy.yml:6:17: expected text, found a list
+   |
+ 6 |         reason: [a]
+   |                 ^"#,
+    ),
+    (
+        "reason escape",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        reason: "a\u001b[2Jb"
+"#,
+        r#"
+policy.yml:6:17: the text holds a character that does not show (\u{1b})
+   |
+ 6 |         reason: "a\u001b[2Jb"
+   |                 ^
+   = hint: write it on one line, in printable characters"#,
+    ),
+    (
+        "owner empty",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        owner: ""
+"#,
+        r#"
+policy.yml:6:16: expected text, found empty text
+   |
+ 6 |         owner: ""
+   |                ^"#,
+    ),
+    (
+        "host null",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 
+"#,
+        r#"
+policy.yml:5:13: expected a host name, found nothing
+   |
+ 5 |       - host:
+   |             ^"#,
+    ),
+    (
+        "host empty",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: ""
+"#,
+        r#"
+policy.yml:5:15: expected a host name, found empty text
+   |
+ 5 |       - host: ""
+   |               ^"#,
+    ),
+    (
+        "host list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: [a.example.com, b.example.com]
+"#,
+        r#"
+policy.yml:5:15: expected one host or network, found a list
+   |
+ 5 |       - host: [a.example.com, b.example.com]
+   |               ^
+   = hint: make a rule for each"#,
+    ),
+    (
+        "host star",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*"
+"#,
+        r#"
+policy.yml:5:15: `*` would allow every name
+   |
+ 5 |       - host: "*"
+   |               ^
+   = hint: name the domains that the job needs"#,
+    ),
+    (
+        "host bare star",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: *
+"#,
+        r#"
+policy.yml:5:15: text that begins with `*` must be quoted
+   |
+ 5 |       - host: *
+   |               ^
+   = hint: write a wildcard as "*.example.com""#,
+    ),
+    (
+        "host unquoted wildcard",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: *.cdn.example.com
+"#,
+        r#"
+policy.yml:5:15: text that begins with `*` must be quoted
+   |
+ 5 |       - host: *.cdn.example.com
+   |               ^
+   = hint: write a wildcard as "*.example.com""#,
+    ),
+    (
+        "host star inside",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.*.example.com
+"#,
+        r#"
+policy.yml:5:15: `git.*.example.com`: `*` stands only for the whole first label
+   |
+ 5 |       - host: git.*.example.com
+   |               ^
+   = hint: `*.example.com` is every name below example.com, at any depth"#,
+    ),
+    (
+        "host star part",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*cdn.example.com"
+"#,
+        r#"
+policy.yml:5:15: `*cdn.example.com`: `*` stands only for the whole first label
+   |
+ 5 |       - host: "*cdn.example.com"
+   |               ^
+   = hint: `*.example.com` is every name below example.com, at any depth"#,
+    ),
+    (
+        "host two stars",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.*.example.com"
+"#,
+        r#"
+policy.yml:5:15: `*.*.example.com`: `*` stands only for the whole first label
+   |
+ 5 |       - host: "*.*.example.com"
+   |               ^
+   = hint: `*.example.com` is every name below example.com, at any depth"#,
+    ),
+    (
+        "tld wildcard",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.com"
+"#,
+        r#"
+policy.yml:5:15: the wildcard `*.com` covers a whole top-level domain
+   |
+ 5 |       - host: "*.com"
+   |               ^
+   = hint: name a domain below it, such as `*.example.com`"#,
+    ),
+    (
+        "test wildcard",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.test"
+"#,
+        r#"
+policy.yml:5:15: the wildcard `*.test` covers a whole top-level domain
+   |
+ 5 |       - host: "*.test"
+   |               ^
+   = hint: name a domain below it, such as `*.example.test`"#,
+    ),
+    (
+        "public suffix",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.co.uk"
+"#,
+        r#"
+policy.yml:5:15: the wildcard `*.co.uk` covers a public suffix
+   |
+ 5 |       - host: "*.co.uk"
+   |               ^
+   = hint: anybody can register a name under co.uk; name a domain below it"#,
+    ),
+    (
+        "rented",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.com.de"
+"#,
+        r#"
+policy.yml:5:15: the wildcard `*.com.de` covers a hosting provider's customers
+   |
+ 5 |       - host: "*.com.de"
+   |               ^
+   = hint: anybody can rent a name under com.de; list the names that the job needs"#,
+    ),
+    (
+        "wild localhost",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.localhost"
+"#,
+        r#"
+policy.yml:5:15: the wildcard `*.localhost` covers a whole top-level domain
+   |
+ 5 |       - host: "*.localhost"
+   |               ^
+   = hint: name a domain below it, such as `*.example.localhost`"#,
+    ),
+    (
+        "sub localhost",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: db.localhost
+"#,
+        r#"
+policy.yml:5:15: `db.localhost`: names below localhost are not looked up
+   |
+ 5 |       - host: db.localhost
+   |               ^
+   = hint: use `host: localhost`, which is the loopback addresses"#,
+    ),
+    (
+        "ipv4",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 198.51.100.7
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.7` is an address, not a host name
+   |
+ 5 |       - host: 198.51.100.7
+   |               ^
+   = hint: use `cidr: 198.51.100.7/32`"#,
+    ),
+    (
+        "ipv6",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "2001:db8::1"
+"#,
+        r#"
+policy.yml:5:15: `2001:db8::1` is an address, not a host name
+   |
+ 5 |       - host: "2001:db8::1"
+   |               ^
+   = hint: use `cidr: 2001:db8::1/128`"#,
+    ),
+    (
+        "ipv6 brackets",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "[2001:db8::1]"
+"#,
+        r#"
+policy.yml:5:15: `[2001:db8::1]` is an address, not a host name
+   |
+ 5 |       - host: "[2001:db8::1]"
+   |               ^
+   = hint: use `cidr: 2001:db8::1/128`"#,
+    ),
+    (
+        "fullwidth ip",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: １９８.51.100.7
+"#,
+        r#"
+policy.yml:5:15: `１９８.51.100.7` is an address, not a host name
+   |
+ 5 |       - host: １９８.51.100.7
+   |               ^
+   = hint: use `cidr: 198.51.100.7/32`"#,
+    ),
+    (
+        "short ip",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 127.1
+"#,
+        r#"
+policy.yml:5:15: `127.1` is not a host name: no top-level domain is a number
+   |
+ 5 |       - host: 127.1
+   |               ^
+   = hint: write a range of addresses as `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "hex ip",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 0x7f.1
+"#,
+        r#"
+policy.yml:5:15: `0x7f.1` is not a host name: no top-level domain is a number
+   |
+ 5 |       - host: 0x7f.1
+   |               ^
+   = hint: write a range of addresses as `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "net as host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 198.51.100.7/24
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.7/24` is a network, not a host name
+   |
+ 5 |       - host: 198.51.100.7/24
+   |               ^
+   = hint: use `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "wild ip",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.100.7"
+"#,
+        r#"
+policy.yml:5:15: `*.100.7` is not a host name: no top-level domain is a number
+   |
+ 5 |       - host: "*.100.7"
+   |               ^
+   = hint: write a range of addresses as `cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "url",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: https://git.example.com/repo?x=1
+"#,
+        r#"
+policy.yml:5:15: `https://git.example.com/repo?x=1` is a URL, not a host name
+   |
+ 5 |       - host: https://git.example.com/repo?x=1
+   |               ^
+   = hint: use `host: git.example.com`; paths cannot be told apart"#,
+    ),
+    (
+        "url port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: https://user:pw@git.example.com:8443/
+"#,
+        r#"
+policy.yml:5:15: `https://user:pw@git.example.com:8443/` is a URL, not a host name
+   |
+ 5 |       - host: https://user:pw@git.example.com:8443/
+   |               ^
+   = hint: use `host: git.example.com`; paths cannot be told apart"#,
+    ),
+    (
+        "bad url",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: https:///x
+"#,
+        r#"
+policy.yml:5:15: `https:///x` is a URL, not a host name
+   |
+ 5 |       - host: https:///x
+   |               ^
+   = hint: give the host name alone"#,
+    ),
+    (
+        "path",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com/repo
+"#,
+        r#"
+policy.yml:5:15: `git.example.com/repo` has a path (`repo`), which is no part of a host name
+   |
+ 5 |       - host: git.example.com/repo
+   |               ^
+   = hint: use `host: git.example.com`; paths cannot be told apart"#,
+    ),
+    (
+        "host port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: db.example.com:5432
+"#,
+        r#"
+policy.yml:5:15: `db.example.com:5432` is not a host name: it holds a port
+   |
+ 5 |       - host: db.example.com:5432
+   |               ^
+   = hint: use `host: db.example.com` and `ports: [5432]`"#,
+    ),
+    (
+        "space",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git example.com
+"#,
+        r#"
+policy.yml:5:15: `git example.com` is not a host name: a name cannot hold ' '
+   |
+ 5 |       - host: git example.com
+   |               ^
+   = hint: is the next line indented too far? YAML joins such lines"#,
+    ),
+    (
+        "hyphen",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: -git.example.com
+"#,
+        r#"
+policy.yml:5:15: `-git.example.com` is not a host name: the label `-git` begins or ends with a hyphen
+   |
+ 5 |       - host: -git.example.com
+   |               ^"#,
+    ),
+    (
+        "dots",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git..example.com
+"#,
+        r#"
+policy.yml:5:15: `git..example.com` is not a host name: the name has an empty label: a dot too many
+   |
+ 5 |       - host: git..example.com
+   |               ^"#,
+    ),
+    (
+        "leading dot",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: .example.com
+"#,
+        r#"
+policy.yml:5:15: `.example.com` is not a host name: the name has an empty label: a dot too many
+   |
+ 5 |       - host: .example.com
+   |               ^
+   = hint: `*.example.com` is every name below example.com"#,
+    ),
+    (
+        "idna",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "\u00ad.example.com"
+"#,
+        r#"
+policy.yml:5:15: `�.example.com` is not a host name: the name has an empty label: a dot too many
+   |
+ 5 |       - host: "\u00ad.example.com"
+   |               ^"#,
+    ),
+    (
+        "cidr bare",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.7
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.7` has no prefix length
+   |
+ 5 |       - cidr: 198.51.100.7
+   |               ^
+   = hint: use `cidr: 198.51.100.7/32` for this one address"#,
+    ),
+    (
+        "cidr bare 6",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 2001:db8::1
+"#,
+        r#"
+policy.yml:5:15: `2001:db8::1` has no prefix length
+   |
+ 5 |       - cidr: 2001:db8::1
+   |               ^
+   = hint: use `cidr: 2001:db8::1/128` for this one address"#,
+    ),
+    (
+        "host bits",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.7/24
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.7/24` has bits set behind the prefix
+   |
+ 5 |       - cidr: 198.51.100.7/24
+   |               ^
+   = hint: did you mean 198.51.100.0/24 or 198.51.100.7/32?"#,
+    ),
+    (
+        "host bits 6",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 2001:db8::1/32
+"#,
+        r#"
+policy.yml:5:15: `2001:db8::1/32` has bits set behind the prefix
+   |
+ 5 |       - cidr: 2001:db8::1/32
+   |               ^
+   = hint: did you mean 2001:db8::/32 or 2001:db8::1/128?"#,
+    ),
+    (
+        "mapped",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: ::ffff:198.51.100.0/120
+"#,
+        r#"
+policy.yml:5:15: `::ffff:198.51.100.0/120` is an IPv4 network in IPv6 clothes
+   |
+ 5 |       - cidr: ::ffff:198.51.100.0/120
+   |               ^
+   = hint: use `cidr: 198.51.100.0/24`; it holds for IPv6 sockets, too"#,
+    ),
+    (
+        "cidr long",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.0/33
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.0/33` is not a network
+   |
+ 5 |       - cidr: 198.51.100.0/33
+   |               ^
+   = hint: write networks as 198.51.100.0/24 or 2001:db8::/32"#,
+    ),
+    (
+        "cidr host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: git.example.com
+"#,
+        r#"
+policy.yml:5:15: `git.example.com` is not a network
+   |
+ 5 |       - cidr: git.example.com
+   |               ^
+   = hint: use `host: git.example.com`"#,
+    ),
+    (
+        "cidr star",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: "*"
+"#,
+        r#"
+policy.yml:5:15: `*` is not a network
+   |
+ 5 |       - cidr: "*"
+   |               ^
+   = hint: write networks as 198.51.100.0/24 or 2001:db8::/32"#,
+    ),
+    (
+        "cidr mask",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.0/255.255.255.0
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.0/255.255.255.0` is not a network
+   |
+ 5 |       - cidr: 198.51.100.0/255.255.255.0
+   |               ^
+   = hint: write networks as 198.51.100.0/24 or 2001:db8::/32"#,
+    ),
+    (
+        "port range",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [70000]
+"#,
+        r#"
+policy.yml:6:17: port 70000 is out of range
+   |
+ 6 |         ports: [70000]
+   |                 ^
+   = hint: ports are 1 to 65535"#,
+    ),
+    (
+        "port zero",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [0]
+"#,
+        r#"
+policy.yml:6:17: port 0 is out of range
+   |
+ 6 |         ports: [0]
+   |                 ^
+   = hint: ports are 1 to 65535"#,
+    ),
+    (
+        "port huge",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443, 99999999999999999999]
+"#,
+        r#"
+policy.yml:6:22: port 99999999999999999999 is out of range
+   |
+ 6 |         ports: [443, 99999999999999999999]
+   |                      ^
+   = hint: ports are 1 to 65535"#,
+    ),
+    (
+        "port word",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [https]
+"#,
+        r#"
+policy.yml:6:17: `https` is not a port
+   |
+ 6 |         ports: [https]
+   |                 ^
+   = hint: ports are written as 443, 8000-8010, 123/udp or 8000-8010/udp"#,
+    ),
+    (
+        "port neg",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [-1]
+"#,
+        r#"
+policy.yml:6:17: `-1` is not a port
+   |
+ 6 |         ports: [-1]
+   |                 ^
+   = hint: ports are written as 443, 8000-8010, 123/udp or 8000-8010/udp"#,
+    ),
+    (
+        "port float",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443.0]
+"#,
+        r#"
+policy.yml:6:17: `443.0` is not a port
+   |
+ 6 |         ports: [443.0]
+   |                 ^
+   = hint: ports are written as 443, 8000-8010, 123/udp or 8000-8010/udp"#,
+    ),
+    (
+        "port octal",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [0443]
+"#,
+        r#"
+policy.yml:6:17: `0443` is not a port
+   |
+ 6 |         ports: [0443]
+   |                 ^
+   = hint: ports are written as 443, 8000-8010, 123/udp or 8000-8010/udp"#,
+    ),
+    (
+        "port backwards",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [8010-8000]
+"#,
+        r#"
+policy.yml:6:17: the range `8010-8000` ends before it begins
+   |
+ 6 |         ports: [8010-8000]
+   |                 ^
+   = hint: did you mean 8000-8010?"#,
+    ),
+    (
+        "port spaces",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [8000 - 8010]
+"#,
+        r#"
+policy.yml:6:17: `8000 - 8010` is not a port
+   |
+ 6 |         ports: [8000 - 8010]
+   |                 ^
+   = hint: ports are written as 443, 8000-8010, 123/udp or 8000-8010/udp"#,
+    ),
+    (
+        "port proto",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443/sctp]
+"#,
+        r#"
+policy.yml:6:17: unknown protocol `sctp`
+   |
+ 6 |         ports: [443/sctp]
+   |                 ^
+   = hint: `tcp` and `udp` have ports"#,
+    ),
+    (
+        "port icmp",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [8/icmp]
+"#,
+        r#"
+policy.yml:6:17: ICMP is not supported by this version of jobfence
+   |
+ 6 |         ports: [8/icmp]
+   |                 ^"#,
+    ),
+    (
+        "port dns",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443, 53/udp]
+"#,
+        r#"
+policy.yml:6:22: port 53 cannot be allowed or denied
+   |
+ 6 |         ports: [443, 53/udp]
+   |                      ^
+   = hint: DNS always goes to the job's own resolver, which answers for allowed names"#,
+    ),
+    (
+        "port scalar",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: 443
+"#,
+        r#"
+policy.yml:6:16: expected a list of ports, found `443`
+   |
+ 6 |         ports: 443
+   |                ^
+   = hint: write `ports: [443]`"#,
+    ),
+    (
+        "port empty",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: []
+"#,
+        r#"
+policy.yml:6:16: the list of ports is empty
+   |
+ 6 |         ports: []
+   |                ^
+   = hint: without `ports`, an `allow` rule is for 443/tcp and a `deny` rule for everything"#,
+    ),
+    (
+        "port null",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: 
+"#,
+        r#"
+policy.yml:6:14: expected a list of ports, found nothing
+   |
+ 6 |         ports:
+   |              ^"#,
+    ),
+    (
+        "port map",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [{a: 1}]
+"#,
+        r#"
+policy.yml:6:17: expected a port, found a map
+   |
+ 6 |         ports: [{a: 1}]
+   |                 ^"#,
+    ),
+    (
+        "port item null",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443, ]
+        owner: 
+"#,
+        r#"
+policy.yml:7:14: expected text, found nothing
+   |
+ 7 |         owner:
+   |              ^"#,
+    ),
+    (
+        "many by dns",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [50-60, 1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018, 1020, 1022, 1024, 1026, 1028]
+"#,
+        r#"
+policy.yml:6:9: the rule has 17 separate port ranges, at most 16 are possible
+   |
+ 6 |         ports: [50-60, 1000, 1002, 1004, 1006, 1008, 1010, 1012, 1014, 1016, 1018, 1020, 1022, 1024, 1026, 1028]
+   |         ^
+   = hint: join some of them to wider ranges"#,
+    ),
+    (
+        "extends unknown",
+        r#"version: 1
+jobs:
+  default: {}
+  release:
+    extends: defualt
+"#,
+        r#"
+policy.yml:5:14: `release` extends `defualt`, which is no job of this policy
+   |
+ 5 |     extends: defualt
+   |              ^
+   = hint: did you mean `default`?"#,
+    ),
+    (
+        "extends self",
+        r#"version: 1
+jobs:
+  a: {extends: a}
+"#,
+        r#"
+policy.yml:3:16: `extends` goes in a circle: a -> a
+   |
+ 3 |   a: {extends: a}
+   |                ^
+   = hint: the rules that both need go into a third job, which both extend"#,
+    ),
+    (
+        "extends circle",
+        r#"version: 1
+jobs:
+  x: {extends: a}
+  a: {extends: b}
+  b: {extends: c}
+  c: {extends: a}
+"#,
+        r#"
+policy.yml:6:16: `extends` goes in a circle: a -> b -> c -> a
+   |
+ 6 |   c: {extends: a}
+   |                ^
+   = hint: the rules that both need go into a third job, which both extend"#,
+    ),
+    (
+        "extends list",
+        r#"version: 1
+jobs:
+  a: {extends: [b]}
+"#,
+        r#"
+policy.yml:3:16: expected the name of a job, found a list
+   |
+ 3 |   a: {extends: [b]}
+   |                ^"#,
+    ),
+    (
+        "anchor",
+        r#"version: 1
+jobs:
+  a: &a {}
+  b: *a
+"#,
+        r#"
+policy.yml:3:6: YAML anchors (`&`) and aliases (`*`) are not supported
+   |
+ 3 |   a: &a {}
+   |      ^
+   = hint: write the rules out; `extends` lets one job have the rules of another"#,
+    ),
+    (
+        "alias",
+        r#"version: 1
+jobs:
+  b: *a
+"#,
+        r#"
+policy.yml:3:6: YAML anchors (`&`) and aliases (`*`) are not supported
+   |
+ 3 |   b: *a
+   |      ^
+   = hint: write the rules out; `extends` lets one job have the rules of another"#,
+    ),
+    (
+        "tag",
+        r#"version: 1
+jobs:
+  b: !!map {}
+"#,
+        r#"
+policy.yml:3:6: YAML tags (`!...`) are not supported
+   |
+ 3 |   b: !!map {}
+   |      ^
+   = hint: remove the tag; quotes make text of a number"#,
+    ),
+    (
+        "two documents",
+        r#"version: 1
+jobs: {a: {}}
+---
+version: 1
+"#,
+        r#"
+policy.yml:3:1: a second YAML document begins here
+   |
+ 3 | ---
+   | ^
+   = hint: a policy is one document; describe several jobs under `jobs`"#,
+    ),
+    (
+        "document end text",
+        r#"version: 1
+jobs: {a: {}}
+...
+more
+"#,
+        r#"
+policy.yml:4:1: a second YAML document begins here
+   |
+ 4 | more
+   | ^
+   = hint: a policy is one document; describe several jobs under `jobs`"#,
+    ),
+    (
+        "unclosed",
+        r#"version: 1
+jobs: {a: {
+"#,
+        r#"
+policy.yml:2:12: not valid YAML: while parsing a node, did not find expected node content
+   |
+ 2 | jobs: {a: {
+   |            ^"#,
+    ),
+    (
+        "unclosed quote",
+        r#"version: 1
+jobs: {"a: {}}
+"#,
+        r#"
+policy.yml:2:8: not valid YAML: while scanning a quoted scalar, found unexpected end of stream
+   |
+ 2 | jobs: {"a: {}}
+   |        ^"#,
+    ),
+    (
+        "indent",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+         ports: [443]
+"#,
+        r#"
+policy.yml:5:15: `git.example.com ports` is not a host name: a name cannot hold ' '
+   |
+ 5 |       - host: git.example.com
+   |               ^
+   = hint: is the next line indented too far? YAML joins such lines"#,
+    ),
+    (
+        "colon",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        reason: see: the wiki
+"#,
+        r#"
+policy.yml:6:20: not valid YAML: mapping values are not allowed in this context
+   |
+ 6 |         reason: see: the wiki
+   |                    ^
+   = hint: is the line indented like its neighbours? text with `: ` in it must be quoted"#,
+    ),
+    (
+        "key is a list",
+        r#"version: 1
+? [a]
+: b
+"#,
+        r#"
+policy.yml:2:3: expected a key, found a list
+   |
+ 2 | ? [a]
+   |   ^"#,
+    ),
+];
