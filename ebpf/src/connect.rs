@@ -61,6 +61,12 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
     {
         return 1;
     }
+    if !sending && proto == proto::UDP {
+        // Nothing is sent yet, and often nothing ever is: resolver libraries connect a datagram
+        // socket to each address that they found, only to learn which source address the kernel
+        // would take (RFC 6724). What is sent is decided as a packet.
+        return 1;
+    }
     if sending && socket.pass == 1 && socket.generation == job.generation && socket.flow == flow {
         return i32::from(belongs(socket, job));
     }

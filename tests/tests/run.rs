@@ -233,7 +233,7 @@ fn a_udp_rule_allows_udp() -> Result<()> {
 #[test]
 fn a_udp_rule_does_not_allow_tcp() {
     let rules = policy(
-        "{cidr: 198.51.100.0/24, ports: [443/udp], tls: off}, {cidr: '2001:db8:2::/64', ports: [443/udp], tls: off}",
+        "{cidr: 198.51.100.0/24, ports: [443/udp]}, {cidr: '2001:db8:2::/64', ports: [443/udp]}",
     );
     script_denied(&rules, TCP, "protocol", ALLOWED, 443);
 }
@@ -439,14 +439,50 @@ s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 0]), ('198.51.100.20', 1))
     )
 }
 
-#[test]
-fn a_raw_socket_is_refused_even_to_root() -> Result<()> {
-    let script = "
+/// Sends a packet of a protocol that nobody uses.
+const RAW: &str = "
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)
 s.sendto(b'x', ('198.51.100.20', 0))
 ";
-    no_packet_of(script, "root", Protocol::Other(253), &["raw-socket"])
+
+/// `socket()` itself refuses it, before any program is asked: the job lacks `CAP_NET_RAW`.
+#[test]
+fn a_raw_socket_is_refused_even_to_root() -> Result<()> {
+    let internet = Internet::new()?;
+    let command = ["python3", "-c", RAW];
+    let start = internet.mark();
+    run(
+        internet.command("python3").args(&command[1..]),
+        Duration::from_secs(10),
+    )?;
+    let raw = Protocol::Other(253);
+    assert!(
+        !internet.since(start).protocol(raw).is_empty(),
+        "proves nothing"
+    );
+
+    let start = internet.mark();
+    let fenced = Fence::new(&internet, POLICY)?.user("root").run(&command)?;
+    let arrived = internet.since(start);
+    assert!(arrived.is_empty(), "passed the fence: {arrived}");
+    fenced.assert_code(1);
+    assert!(
+        fenced.output.stderr.contains("Operation not permitted"),
+        "{fenced:#?}"
+    );
+    Ok(())
+}
+
+/// In namespaces of its own a process has `CAP_NET_RAW`; the fence still holds.
+#[test]
+fn a_raw_socket_is_refused_in_a_user_namespace() -> Result<()> {
+    let internet = Internet::new()?;
+    let command = ["unshare", "-Urn", "python3", "-c", RAW];
+    let fenced = Fence::new(&internet, POLICY)?.run(&command)?;
+    fenced.assert_code(110);
+    assert_eq!(fenced.denials("raw-socket").len(), 1, "{fenced:#?}");
+    Ok(())
 }
 
 /// Proves that `script` sends packets of `protocol` unfenced and none as `user` in the fence.

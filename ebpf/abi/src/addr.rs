@@ -157,7 +157,14 @@ mod tests {
 
     #[test]
     fn an_address_survives_the_way_to_the_kernel_and_back() {
-        for text in ["192.0.2.7", "::", "0.0.0.0", "2001:db8::1", "::1", "255.255.255.255"] {
+        for text in [
+            "192.0.2.7",
+            "::",
+            "0.0.0.0",
+            "2001:db8::1",
+            "::1",
+            "255.255.255.255",
+        ] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Addr::from(ip)), ip);
         }
@@ -174,7 +181,14 @@ mod tests {
     fn ranges_end_where_they_should() {
         assert!(addr("127.0.0.1").is_loopback() && addr("127.255.255.255").is_loopback());
         assert!(addr("::1").is_loopback());
-        for outside in ["126.255.255.255", "128.0.0.0", "::2", "::", "2001:db8::1", "::7f00:1"] {
+        for outside in [
+            "126.255.255.255",
+            "128.0.0.0",
+            "::2",
+            "::",
+            "2001:db8::1",
+            "::7f00:1",
+        ] {
             assert!(!addr(outside).is_loopback(), "{outside}");
         }
         for group in ["224.0.0.1", "239.255.255.255", "255.255.255.255", "ff02::1"] {
@@ -190,7 +204,12 @@ mod tests {
         for ip in Addr::METADATA {
             assert!(Addr::from(ip).is_metadata(), "{ip}");
         }
-        for near in ["169.254.169.253", "169.254.169.255", "fd00:ec2::253", "fd00:ec2:1::254"] {
+        for near in [
+            "169.254.169.253",
+            "169.254.169.255",
+            "fd00:ec2::253",
+            "fd00:ec2:1::254",
+        ] {
             assert!(!addr(near).is_metadata(), "{near}");
         }
     }

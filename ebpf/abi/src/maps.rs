@@ -117,7 +117,10 @@ impl Grants {
     #[must_use]
     pub fn new(ranges: &[PortRange]) -> Option<Self> {
         let mut grants = Self::NONE;
-        grants.ranges.get_mut(..ranges.len())?.copy_from_slice(ranges);
+        grants
+            .ranges
+            .get_mut(..ranges.len())?
+            .copy_from_slice(ranges);
         Some(grants)
     }
 

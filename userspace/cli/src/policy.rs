@@ -16,7 +16,8 @@ const PLACES: [&str; 2] = [".jobfence.yml", ".github/jobfence.yml"];
 /// Returns the job with the path of its policy.
 pub(crate) fn load(given: Option<&Path>, name: Option<&str>) -> Result<(Job, PathBuf)> {
     let path = find(given)?;
-    let bytes = read(&path).with_context(|| format!("cannot read the policy {}", path.display()))?;
+    let bytes =
+        read(&path).with_context(|| format!("cannot read the policy {}", path.display()))?;
     let job = Policy::parse(&path.to_string_lossy(), &bytes)?.job(name)?;
     Ok((job, path))
 }
@@ -27,7 +28,10 @@ fn find(given: Option<&Path>) -> Result<PathBuf> {
     }
     // A place that cannot be looked at is not passed over: that would choose another policy.
     for place in PLACES {
-        if Path::new(place).try_exists().with_context(|| format!("cannot look for {place}"))? {
+        if Path::new(place)
+            .try_exists()
+            .with_context(|| format!("cannot look for {place}"))?
+        {
             return Ok(place.into());
         }
     }

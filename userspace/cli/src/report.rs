@@ -216,7 +216,11 @@ fn render(outcome: &Outcome, style: Style) -> String {
         _ = writeln!(text, "jobfence: {error}");
     }
     if let Some(failure) = &outcome.failure {
-        _ = writeln!(text, "jobfence: {} {failure}", style.red("the fence failed:"));
+        _ = writeln!(
+            text,
+            "jobfence: {} {failure}",
+            style.red("the fence failed:")
+        );
     }
     let refused = group(summary, Verdict::Deny);
     let allowed = group(summary, Verdict::Allow);
@@ -233,7 +237,11 @@ fn render(outcome: &Outcome, style: Style) -> String {
             _ => "refused, not a violation:",
         };
         let what = destination(group.first);
-        let line = format!("  {mark} {what} — {}{}", meaning(group.first), times(group.count));
+        let line = format!(
+            "  {mark} {what} — {}{}",
+            meaning(group.first),
+            times(group.count)
+        );
         _ = writeln!(text, "{}", style.dim(line));
         if summary.state == State::Auditing {
             processes(&mut text, group, style);
@@ -300,7 +308,11 @@ fn refusal(text: &mut String, group: &Group<'_>, style: Style) {
         None => String::new(),
     };
     let count = times(group.count);
-    _ = writeln!(text, "  {what}{name} — {}{rule}{count}", meaning(group.first));
+    _ = writeln!(
+        text,
+        "  {what}{name} — {}{rule}{count}",
+        meaning(group.first)
+    );
     processes(text, group, style);
     if let Some(line) = suggestion(group.first) {
         _ = writeln!(text, "      to allow it: {line}");

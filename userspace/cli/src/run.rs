@@ -82,7 +82,9 @@ pub(crate) fn run(arguments: RunArguments) -> ExitCode {
         command: arguments.command,
         log: arguments.log,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let outcome = match runtime.context("cannot start the agent") {
         Ok(runtime) => runtime.block_on(run_job(options)),
         Err(error) => return fail(&error, NO_FENCE),

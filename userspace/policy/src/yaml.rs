@@ -1,72 +1,101 @@
 //! YAML, as far as a policy needs it: maps, lists and scalars, each with its position.
 //!
-//! One parser reads the file once and gives every node with the place where it begins, so the
-//! line that a report names is the line that the parser saw. Nodes come one after the other and
-//! are never held as a tree: nesting costs no stack, and a file that is wrong is refused at its
-//! first wrong node.
+//! `serde_yaml` reads the file and decides what every node is. It gives positions only with its
+//! errors, so a node carries its number in the file's order instead, and [`locate`] finds the
+//! place of a number when an error is about to be shown: it reads the file once more with the
+//! same code and stops at that node with an error, which has the node's position. A rule needs
+//! its place without an error; [`Reader::place`] tells it from where in the text its first key
+//! was borrowed.
 //!
-//! Anchors, aliases and tags are refused. They are what makes a small file large ("billion
-//! laughs"), a policy has `extends` for what they do, and a reviewer should not have to look
-//! elsewhere for what a rule says.
+//! Anchors and aliases are refused. They are what makes a small file large ("billion laughs"), a
+//! policy has `extends` for what they do, and a reviewer should not have to look elsewhere for
+//! what a rule says. Tags are refused, too, except those of YAML's own types such as `!!str`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, StrInput};
+use serde::de::{
+    Deserializer as _, DeserializeSeed, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor,
+};
+use serde_yaml::Deserializer;
 
-use crate::error::{Fault, Pos, Problem, quote};
+use crate::error::{At, Fault, Pos, Problem, excerpt_of, quote};
 
 /// A node, of a list or map only its beginning.
 #[derive(Debug)]
 pub(crate) struct Node<'t> {
-    pub(crate) at: Pos,
+    pub(crate) at: At,
     pub(crate) kind: Kind<'t>,
 }
 
-/// What a node is.
+/// What a node is, by the rules of YAML 1.2's core schema.
 #[derive(Debug)]
 pub(crate) enum Kind<'t> {
-    /// Text; `plain` when it stands without quotes and may therefore be a number and so on.
-    Scalar { text: Cow<'t, str>, plain: bool },
+    /// No value, as after `key:`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number, in decimal. A fraction need not be spelled as in the file.
+    Number(String),
+    /// Text; borrowed from the file where it stands there unchanged.
+    Text(Cow<'t, str>),
     /// A list begins.
     List,
     /// A map begins.
     Map,
-    /// The innermost list, map or document ends.
+    /// The innermost list or map ends.
     End,
 }
 
 impl<'t> Node<'t> {
     /// Whether there is no value, as after `key:`.
     pub(crate) fn is_null(&self) -> bool {
-        matches!(&self.kind, Kind::Scalar { text, plain: true }
-            if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
+        matches!(self.kind, Kind::Null)
     }
 
     /// The text of a scalar.
     pub(crate) fn text(self, what: &str) -> Result<Cow<'t, str>, Problem> {
         match self.kind {
-            Kind::Scalar { text, .. } if !text.is_empty() => Ok(text),
+            Kind::Text(text) if !text.is_empty() => Ok(text),
+            Kind::Bool(_) | Kind::Number(_) => Err(self
+                .unexpected(what)
+                .hint("put it in quotes: YAML takes it for something else than text")
+                .at(self.at)),
             _ => Err(self.unexpected(what).at(self.at)),
+        }
+    }
+
+    /// The text of a scalar that may look like a number.
+    pub(crate) fn text_or_number(self, what: &str) -> Result<Cow<'t, str>, Problem> {
+        match self.kind {
+            Kind::Number(digits) => Ok(digits.into()),
+            _ => self.text(what),
         }
     }
 
     /// `true` or `false`.
     pub(crate) fn boolean(&self) -> Result<bool, Problem> {
+        let expected = "`true` or `false`";
         match &self.kind {
-            Kind::Scalar { text, plain: true } if text == "true" => Ok(true),
-            Kind::Scalar { text, plain: true } if text == "false" => Ok(false),
-            _ => Err(self.unexpected("`true` or `false`").at(self.at)),
+            Kind::Bool(value) => Ok(*value),
+            Kind::Text(text) if matches!(&**text, "true" | "false") => Err(Fault::new(format!(
+                "expected {expected}, found the text `{text}`"
+            ))
+            .hint("remove the quotes")
+            .at(self.at)),
+            _ => Err(self.unexpected(expected).at(self.at)),
         }
     }
 
     /// The fault of being something else than `what`.
     pub(crate) fn unexpected(&self, what: &str) -> Fault {
         let found = match &self.kind {
-            _ if self.is_null() => "nothing".into(),
-            Kind::Scalar { text, .. } if text.is_empty() => "empty text".into(),
-            Kind::Scalar { text, plain: true } => quote(text),
-            Kind::Scalar { text, .. } => format!("the text {}", quote(text)),
+            Kind::Null => "nothing".into(),
+            Kind::Bool(value) => format!("`{value}`"),
+            Kind::Number(digits) => quote(digits),
+            Kind::Text(text) if text.is_empty() => "empty text".into(),
+            Kind::Text(text) => quote(text),
             Kind::List => "a list".into(),
             Kind::Map => "a map".into(),
             Kind::End => "the end".into(),
@@ -78,41 +107,33 @@ impl<'t> Node<'t> {
 /// Reads the nodes of one document.
 pub(crate) struct Reader<'t> {
     text: &'t str,
-    parser: Parser<'t, StrInput<'t>>,
+    nodes: std::iter::Enumerate<std::vec::IntoIter<Kind<'t>>>,
+    /// What is wrong behind the last node.
+    broken: Option<Problem>,
+    /// How far [`Self::place`] has counted: bytes, and the place there.
+    counted: (usize, Pos),
 }
 
 impl<'t> Reader<'t> {
     pub(crate) fn new(text: &'t str) -> Self {
+        let mut recorder = Recorder::until(usize::MAX);
+        let broken = check_characters(text).and_then(|()| recorder.file(text));
         Self {
             text,
-            parser: Parser::new_from_str(text),
+            nodes: recorder.nodes.into_iter().enumerate(),
+            broken: broken.err(),
+            counted: (0, Pos::START),
         }
     }
 
-    /// The document's outermost node; `None` when the file says nothing.
-    pub(crate) fn begin(&mut self) -> Result<Option<Node<'t>>, Problem> {
-        loop {
-            match self.event()?.0 {
-                Event::StreamStart => {}
-                Event::DocumentStart(_) => return self.next().map(Some),
-                _ => return Ok(None),
-            }
-        }
+    /// The document's outermost node.
+    pub(crate) fn begin(&mut self) -> Result<Node<'t>, Problem> {
+        self.next()
     }
 
     /// Makes sure that the file says nothing more.
     pub(crate) fn finish(&mut self) -> Result<(), Problem> {
-        loop {
-            match self.event()? {
-                (Event::StreamEnd, _) => return Ok(()),
-                (Event::DocumentStart(_), at) => {
-                    return Err(Fault::new("a second YAML document begins here")
-                        .hint("a policy is one document; describe several jobs under `jobs`")
-                        .at(at));
-                }
-                _ => {}
-            }
-        }
+        self.broken.take().map_or(Ok(()), Err)
     }
 
     /// Reads the map that `node` begins; `entry` is given every key with its place and value.
@@ -120,12 +141,12 @@ impl<'t> Reader<'t> {
         &mut self,
         node: &Node<'_>,
         what: &str,
-        mut entry: impl FnMut(&mut Self, Pos, &str, Node<'t>) -> Result<(), Problem>,
+        mut entry: impl FnMut(&mut Self, At, &str, Node<'t>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         if !matches!(node.kind, Kind::Map) {
             return Err(node.unexpected(what).at(node.at));
         }
-        let mut seen: HashMap<Cow<'t, str>, usize> = HashMap::new();
+        let mut seen: HashMap<Cow<'t, str>, At> = HashMap::new();
         loop {
             let key = self.next()?;
             let at = key.at;
@@ -133,14 +154,15 @@ impl<'t> Reader<'t> {
                 return Ok(());
             }
             let key = key.text("a key")?;
-            if let Some(line) = seen.get(&key) {
+            if let Some(first) = seen.get(&key) {
+                let line = first.pos(self.text).line;
                 return Err(Fault::new(format!("duplicate key {}", quote(&key)))
                     .hint(format!("it is on line {line} already; keep one of the two"))
                     .at(at));
             }
             let value = self.next()?;
             entry(self, at, &key, value)?;
-            seen.insert(key, at.line);
+            seen.insert(key, at);
         }
     }
 
@@ -163,77 +185,215 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// Where a scalar's text begins (after its quote); `None` when the file spells it otherwise,
+    /// with escapes or over several lines, so that it is no part of the file. To be asked in the
+    /// file's order: the count goes on from the last answer.
+    pub(crate) fn place(&mut self, scalar: &str) -> Option<Pos> {
+        let (from, pos) = self.counted;
+        let offset = (scalar.as_ptr() as usize).checked_sub(self.text.as_ptr() as usize)?;
+        if !self.text.get(offset..)?.starts_with(scalar) {
+            return None;
+        }
+        let pos = pos.after(self.text.get(from..offset)?);
+        self.counted = (offset, pos);
+        Some(pos)
+    }
+
     fn next(&mut self) -> Result<Node<'t>, Problem> {
-        let (event, at) = self.event()?;
-        let (kind, anchor, tag) = match event {
-            Event::Scalar(text, style, anchor, tag) => (
-                Kind::Scalar {
-                    text,
-                    plain: style == ScalarStyle::Plain,
-                },
-                anchor,
-                tag,
-            ),
-            Event::SequenceStart(anchor, tag) => (Kind::List, anchor, tag),
-            Event::MappingStart(anchor, tag) => (Kind::Map, anchor, tag),
-            Event::Alias(_) => return Err(alias(at)),
-            _ => (Kind::End, 0, None),
-        };
-        if anchor != 0 {
-            return Err(alias(at));
+        match self.nodes.next() {
+            Some((number, kind)) => Ok(Node {
+                at: At::Node(number),
+                kind,
+            }),
+            None => Err(self.broken.take().unwrap_or_else(|| {
+                Fault::new("the file ends too early").at(Pos::START.after(self.text))
+            })),
         }
-        if tag.is_some() {
-            return Err(Fault::new("YAML tags (`!...`) are not supported")
-                .hint("remove the tag; quotes make text of a number")
-                .at(at));
-        }
-        Ok(Node { at, kind })
-    }
-
-    fn event(&mut self) -> Result<(Event<'t>, Pos), Problem> {
-        match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, pos(&span.start))),
-            Some(Err(error)) => Err(self.syntax(&error)),
-            None => Ok((Event::StreamEnd, Pos::after(self.text))),
-        }
-    }
-
-    /// Says what is wrong with the YAML itself, in the writer's terms where one knows them.
-    fn syntax(&self, error: &ScanError) -> Problem {
-        let rest = self.text.chars().skip(error.marker().index());
-        let word: String = rest
-            .take_while(|c| !c.is_whitespace() && !",]}".contains(*c))
-            .collect();
-        let fault = if word == "*" || word.starts_with("*.") {
-            Fault::new("text that begins with `*` must be quoted")
-                .hint("write a wildcard as \"*.example.com\"")
-        } else if word.starts_with('*') {
-            return alias(pos(error.marker()));
-        } else {
-            let fault = Fault::new(format!("not valid YAML: {}", error.info()));
-            if error.info().starts_with("tab") || error.info().contains(" tab") {
-                fault.hint("indent with spaces")
-            } else if error.info().starts_with("mapping values are not allowed") {
-                fault.hint(
-                    "is the line indented like its neighbours? text with `: ` in it must be quoted",
-                )
-            } else {
-                fault
-            }
-        };
-        fault.at(pos(error.marker()))
     }
 }
 
-fn alias(at: Pos) -> Problem {
-    Fault::new("YAML anchors (`&`) and aliases (`*`) are not supported")
-        .hint("write the rules out; `extends` lets one job have the rules of another")
-        .at(at)
+/// The place of a node, by its number in the file's order.
+pub(crate) fn locate(text: &str, number: usize) -> Pos {
+    let mut recorder = Recorder::until(number);
+    let stop = Deserializer::from_str(text)
+        .next()
+        .and_then(|document| recorder.document(document).err());
+    stop.map_or(Pos::START, |error| pos(text, &error))
 }
 
-fn pos(mark: &Marker) -> Pos {
-    Pos {
-        line: mark.line(),
-        column: mark.col() + 1,
+/// Where `serde_yaml` saw an error. Only its byte offset counts: libyaml has more line breaks
+/// than editors have.
+fn pos(text: &str, error: &serde_yaml::Error) -> Pos {
+    let offset = error.location().map_or(0, |location| location.index());
+    Pos::START.after(text.get(..offset).unwrap_or(text))
+}
+
+/// Writes down the nodes of a document, in its order.
+struct Recorder<'t> {
+    nodes: Vec<Kind<'t>>,
+    /// The number of the node that is not read any more: it is an error.
+    until: usize,
+    /// What is wrong with the node that made us return an error.
+    fault: Option<Fault>,
+}
+
+impl<'t> Recorder<'t> {
+    fn until(until: usize) -> Self {
+        Self {
+            nodes: Vec::new(),
+            until,
+            fault: None,
+        }
+    }
+
+    /// Reads a file of one document.
+    fn file(&mut self, text: &'t str) -> Result<(), Problem> {
+        let mut documents = Deserializer::from_str(text);
+        if let Some(document) = documents.next()
+            && let Err(error) = self.document(document)
+        {
+            let fault = self.fault.take();
+            return Err(fault.map_or_else(
+                || syntax(text, &error),
+                |fault| fault.at(pos(text, &error)),
+            ));
+        }
+        let Some(second) = documents.next() else {
+            return Ok(());
+        };
+        let mut first_node = Recorder::until(0);
+        match first_node.document(second) {
+            Err(error) if first_node.fault.is_none() => Err(syntax(text, &error)),
+            stop => Err(Fault::new("a second YAML document begins here")
+                .hint("a policy is one document; describe several jobs under `jobs`")
+                .at(stop.map_or_else(|error| pos(text, &error), |()| Pos::START))),
+        }
+    }
+
+    fn document(&mut self, document: Deserializer<'t>) -> Result<(), serde_yaml::Error> {
+        Value(self).deserialize(document)
+    }
+
+    fn push<E: serde::de::Error>(&mut self, kind: Kind<'t>) -> Result<(), E> {
+        if self.nodes.len() == self.until {
+            return Err(self.refuse(Fault::new("stop")));
+        }
+        self.nodes.push(kind);
+        Ok(())
+    }
+
+    /// An error at the node that is being read. `serde_yaml` adds the position to it.
+    fn refuse<E: serde::de::Error>(&mut self, fault: Fault) -> E {
+        self.fault = Some(fault);
+        E::custom("refused")
+    }
+}
+
+/// Records a node with all that is in it.
+struct Value<'r, 't>(&'r mut Recorder<'t>);
+
+impl<'t> DeserializeSeed<'t> for Value<'_, 't> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'t>>(self, node: D) -> Result<(), D::Error> {
+        node.deserialize_any(self)
+    }
+}
+
+impl<'t> Visitor<'t> for Value<'_, 't> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<(), E> {
+        self.0.push(Kind::Null)
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.0.push(Kind::Null)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        self.0.push(Kind::Bool(value))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+        self.0.push(Kind::Number(value.to_string()))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.0.push(Kind::Number(value.to_string()))
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<(), E> {
+        self.0.push(Kind::Number(value.to_string()))
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<(), E> {
+        self.0.push(Kind::Number(value.to_string()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+        // The debug format keeps the `.0` of a whole number.
+        self.0.push(Kind::Number(format!("{value:?}")))
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'t str) -> Result<(), E> {
+        self.0.push(Kind::Text(text.into()))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.0.push(Kind::Text(text.to_owned().into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'t>>(self, mut items: A) -> Result<(), A::Error> {
+        self.0.push(Kind::List)?;
+        while items.next_element_seed(Value(self.0))?.is_some() {}
+        self.0.push(Kind::End)
+    }
+
+    fn visit_map<A: MapAccess<'t>>(self, mut entries: A) -> Result<(), A::Error> {
+        self.0.push(Kind::Map)?;
+        while entries.next_key_seed(Key(self.0))?.is_some() {
+            entries.next_value_seed(Value(self.0))?;
+        }
+        self.0.push(Kind::End)
+    }
+
+    /// A tag that is not one of YAML's own.
+    fn visit_enum<A: EnumAccess<'t>>(self, _: A) -> Result<(), A::Error> {
+        // The second reading has to stop at the same place.
+        Err(self
+            .0
+            .refuse(Fault::new("YAML tags (`!...`) are not supported").hint("remove the tag")))
+    }
+}
+
+/// Records a key. It is text even where a value would be a number: `3.10` names a job.
+struct Key<'r, 't>(&'r mut Recorder<'t>);
+
+impl<'t> DeserializeSeed<'t> for Key<'_, 't> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'t>>(self, key: D) -> Result<(), D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl<'t> Visitor<'t> for Key<'_, 't> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key that is text")
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'t str) -> Result<(), E> {
+        self.0.push(Kind::Text(text.into()))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.0.push(Kind::Text(text.to_owned().into()))
     }
 }

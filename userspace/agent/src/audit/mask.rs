@@ -12,7 +12,14 @@ const SHORTEST: usize = 8;
 
 /// Parts of a variable's name, in upper case, that say that its value is secret.
 const SECRET_NAMES: [&str; 8] = [
-    "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "API_KEY", "PRIVATE_KEY",
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "API_KEY",
+    "PRIVATE_KEY",
 ];
 
 /// Beginnings of tokens that name themselves, each with the least number of characters that
@@ -105,7 +112,11 @@ mod tests {
             ("PASSWORD", "short"),
             ("HOME", "/home/runner"),
         ];
-        Mask::new(environment.map(|(name, value)| (name.into(), value.into())).into_iter())
+        Mask::new(
+            environment
+                .map(|(name, value)| (name.into(), value.into()))
+                .into_iter(),
+        )
     }
 
     #[test]

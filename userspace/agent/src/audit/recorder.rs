@@ -1,7 +1,7 @@
 //! Makes events of what the kernel and the resolver report.
 
 use std::{
-    collections::{HashMap},
+    collections::HashMap,
     fs::File,
     io::{self, Write as _},
     net::IpAddr,
@@ -154,7 +154,9 @@ impl Recorder {
         let event = Event {
             violation,
             count,
-            message: Some(format!("{count} attempts were denied: their events found no room")),
+            message: Some(format!(
+                "{count} attempts were denied: their events found no room"
+            )),
             ..event
         };
         if violation {
@@ -261,7 +263,11 @@ impl Recorder {
                 ip: question.addresses.first().copied(),
                 port: None,
                 name: Some(self.mask.apply(&question.qname)),
-                chain: question.chain.iter().map(|name| self.mask.apply(name.as_str())).collect(),
+                chain: question
+                    .chain
+                    .iter()
+                    .map(|name| self.mask.apply(name.as_str()))
+                    .collect(),
             }),
             dns: Some(Question {
                 qname: self.mask.apply(&question.qname),
@@ -366,10 +372,12 @@ impl Recorder {
         };
         self.seq += 1;
         let Some(log) = &mut self.log else { return };
-        let written = serde_json::to_vec(&event).map_err(io::Error::from).and_then(|mut line| {
-            line.push(b'\n');
-            log.write_all(&line)
-        });
+        let written = serde_json::to_vec(&event)
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                log.write_all(&line)
+            });
         if let Err(error) = written {
             self.log_error.get_or_insert(error);
         }
@@ -384,7 +392,10 @@ impl Recorder {
         let ancestors = self.processes.ancestors(&process);
         Some(ProcessInfo {
             uid: Some(client.uid),
-            ancestors: ancestors.iter().map(|ancestor| self.info(ancestor)).collect(),
+            ancestors: ancestors
+                .iter()
+                .map(|ancestor| self.info(ancestor))
+                .collect(),
             ..self.info(&process)
         })
     }

@@ -35,7 +35,9 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// Processes remained.
-    #[error("processes in {path} did not end within {seconds} s of being killed; the fence stays up")]
+    #[error(
+        "processes in {path} did not end within {seconds} s of being killed; the fence stays up"
+    )]
     Populated {
         /// The cgroup.
         path: PathBuf,
@@ -189,8 +191,7 @@ fn own() -> Result<PathBuf, CgroupError> {
             source,
         })
     };
-    find(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
-        .ok_or(CgroupError::NotMounted)
+    find(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?).ok_or(CgroupError::NotMounted)
 }
 
 /// Finds the folder of a process's cgroup from its `mountinfo` and `cgroup` files (proc(5)).
@@ -237,7 +238,13 @@ mod tests {
 
     #[test]
     fn version_1_alone_is_not_enough() {
-        assert_eq!(find("30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup none rw\n", "0::/\n"), None);
+        assert_eq!(
+            find(
+                "30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup none rw\n",
+                "0::/\n"
+            ),
+            None
+        );
         assert_eq!(find(HYBRID, "4:memory:/a\n"), None);
     }
 }

@@ -25,13 +25,13 @@ use rustix::{
     process::{Gid, Signal, Uid, getppid, set_parent_process_death_signal},
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set,
-        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-        set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
     },
 };
 use thiserror::Error;
 
-use super::{cgroup::Cgroup, seclude, user::Account};
+use super::{cgroup::Cgroup, run, seclude, user::Account};
 use crate::sys;
 
 /// The argument that makes a process of this program a job's first one.
@@ -134,8 +134,13 @@ fn outcome(reader: OwnedFd, command: &[OsString]) -> Result<(), LaunchError> {
     if said.is_empty() {
         return Ok(());
     }
-    if let Some(errno) = said.strip_prefix("exec ").and_then(|code| code.parse().ok()) {
-        let command = command.first().map(|name| name.to_string_lossy().into_owned());
+    if let Some(errno) = said
+        .strip_prefix("exec ")
+        .and_then(|code| code.parse().ok())
+    {
+        let command = command
+            .first()
+            .map(|name| name.to_string_lossy().into_owned());
         return Err(LaunchError::Exec {
             command: command.unwrap_or_default(),
             source: io::Error::from_raw_os_error(errno),
@@ -213,11 +218,17 @@ impl Order {
 
     fn carry_out(&self) -> Result<Infallible, Failure> {
         let parent = getppid();
+        // The agent takes these by a descriptor and so has them blocked, which is inherited.
+        run::forwarded()
+            .thread_unblock()
+            .map_err(|errno| Failure::Setup(format!("unblock signals: {errno}")))?;
         Cgroup::open(self.cgroup.clone())
             .enter()
             .map_err(|error| Failure::Setup(error.to_string()))?;
         sys::close_on_exec_from(3).map_err(|error| {
-            Failure::Setup(format!("close inherited descriptors: {error} (Linux 5.11 is needed)"))
+            Failure::Setup(format!(
+                "close inherited descriptors: {error} (Linux 5.11 is needed)"
+            ))
         })?;
         seclude::seclude(self.uid).map_err(|(path, errno)| {
             Failure::Setup(format!(

@@ -88,7 +88,9 @@ impl Processes {
 
     /// Takes in what has happened since the last call. Never blocks.
     pub fn catch_up(&mut self) {
-        let Some(events) = self.events.take() else { return };
+        let Some(events) = self.events.take() else {
+            return;
+        };
         let mut lost = false;
         loop {
             match events.next() {
@@ -206,7 +208,9 @@ fn read(pid: u32) -> Option<Process> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         Some(line.trim())
     };
-    let cmdline = fs::read(folder.join("cmdline")).ok().filter(|line| !line.is_empty());
+    let cmdline = fs::read(folder.join("cmdline"))
+        .ok()
+        .filter(|line| !line.is_empty());
     Some(Process {
         pid,
         ppid: field("PPid:")?.parse().ok()?,
@@ -370,10 +374,16 @@ mod tests {
         let thread = [1, 0, 0, 0, 10, 10, 12, 10];
         assert_eq!(
             decode(&message(&fork)),
-            Some(ProcessEvent::Fork { parent: 10, child: 11 })
+            Some(ProcessEvent::Fork {
+                parent: 10,
+                child: 11
+            })
         );
         assert_eq!(decode(&message(&thread)), None);
-        assert_eq!(decode(&message(&[2, 0, 0, 0, 11, 11])), Some(ProcessEvent::Exec { pid: 11 }));
+        assert_eq!(
+            decode(&message(&[2, 0, 0, 0, 11, 11])),
+            Some(ProcessEvent::Exec { pid: 11 })
+        );
         assert_eq!(
             decode(&message(&[0x8000_0000, 0, 0, 0, 11, 11])),
             Some(ProcessEvent::Exit { pid: 11 })
@@ -391,8 +401,14 @@ mod tests {
 
     #[test]
     fn a_command_line_can_be_pasted_into_a_shell() {
-        assert_eq!(join(b"curl\0-sS\0https://a.test/\0"), "curl -sS https://a.test/");
-        assert_eq!(join(b"sh\0-c\0echo 'a' > b\0\0"), r"sh -c 'echo '\''a'\'' > b'");
+        assert_eq!(
+            join(b"curl\0-sS\0https://a.test/\0"),
+            "curl -sS https://a.test/"
+        );
+        assert_eq!(
+            join(b"sh\0-c\0echo 'a' > b\0\0"),
+            r"sh -c 'echo '\''a'\'' > b'"
+        );
         assert_eq!(join(b"printf\0\x1b[31m\n\0"), "printf ' [31m '");
     }
 

@@ -56,7 +56,10 @@ impl Reaper {
     ///
     /// When the reaper is not there any more.
     pub fn dismiss(self) -> io::Result<()> {
-        let Self { mut process, mut pipe } = self;
+        let Self {
+            mut process,
+            mut pipe,
+        } = self;
         pipe.write_all(DONE)?;
         drop(pipe);
         process.wait().map(drop)

@@ -183,9 +183,13 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     });
     grant_hosts(&policy, &table, &grants);
 
-    let resolv_conf = fs::read_to_string("/etc/resolv.conf")
-        .map_err(failed("read /etc/resolv.conf, which names the host's DNS servers"))?;
-    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let resolv_conf = fs::read_to_string("/etc/resolv.conf").map_err(failed(
+        "read /etc/resolv.conf, which names the host's DNS servers",
+    ))?;
+    let host_name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     let resolver = Resolver::bind(names::Config {
         job: Arc::clone(&policy),
         resolv_conf: &resolv_conf,
@@ -221,7 +225,15 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     audit.recorder().processes().set_root(child.id());
 
     let mut events = Events::new(&mut kernel)?;
-    let watched = watch(child, &cgroup, &audit, &mut events, &signals, policy.on_violation).await;
+    let watched = watch(
+        child,
+        &cgroup,
+        &audit,
+        &mut events,
+        &signals,
+        policy.on_violation,
+    )
+    .await;
     // Whatever happened, nothing of the job goes on without the fence.
     let ended = job.end(&cgroup);
     events.drain(&audit);
@@ -236,14 +248,16 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         Ok(status) => (shell_status(status), None),
         Err(error) => (0, Some(error.to_string())),
     };
-    let log_failure = recorder.log_error().map(|error| {
-        format!("the log could not be written ({error}), so the job was ended")
-    });
+    let log_failure = recorder
+        .log_error()
+        .map(|error| format!("the log could not be written ({error}), so the job was ended"));
     Ok(Outcome {
         summary,
         status,
         not_executed: None,
-        failure: failure.or(log_failure).or(ended.err().map(|error| error.to_string())),
+        failure: failure
+            .or(log_failure)
+            .or(ended.err().map(|error| error.to_string())),
     })
 }
 
@@ -290,7 +304,9 @@ impl Fenced {
             return Err(error.into());
         }
         drop(self.fence);
-        self.reaper.dismiss().map_err(failed("send the reaper away"))
+        self.reaper
+            .dismiss()
+            .map_err(failed("send the reaper away"))
     }
 }
 
@@ -406,7 +422,8 @@ impl EventSink for Audit {
             Transport::Tcp => proto::TCP,
         };
         let client: Option<Client> =
-            self.clients.find(event.peer.port(), proto, event.peer.is_ipv6());
+            self.clients
+                .find(event.peer.port(), proto, event.peer.is_ipv6());
         self.recorder().dns(&event, client.as_ref());
         self.changed.notify_one();
     }
@@ -442,11 +459,17 @@ impl AddressSink for Grants {
 /// Grants what the host's own `/etc/hosts` says of allowed names: clients read that file
 /// themselves and ask no resolver.
 fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
-    let Ok(text) = fs::read_to_string("/etc/hosts") else { return };
+    let Ok(text) = fs::read_to_string("/etc/hosts") else {
+        return;
+    };
     for (name, addresses) in names::hosts(&text, policy) {
-        let granted = grants.grant(&name, &[], &addresses).map_err(|error| error.to_string());
+        let granted = grants
+            .grant(&name, &[], &addresses)
+            .map_err(|error| error.to_string());
         let noted = granted.and_then(|()| {
-            table.insert(&name, &[], &addresses).map_err(|error| error.to_string())
+            table
+                .insert(&name, &[], &addresses)
+                .map_err(|error| error.to_string())
         });
         if let Err(error) = noted {
             tracing::warn!(%name, error, "the host's /etc/hosts has it, but it is not reachable");
@@ -454,7 +477,19 @@ fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
     }
 }
 
-/// The signals that are meant for the job.
+/// The signals that are passed on to the job.
+pub(super) fn forwarded() -> SigSet {
+    SigSet::from_iter([
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ])
+}
+
+/// The signals that have come for the job.
 struct Signals {
     fd: SignalFd,
     readable: AsyncFd<OwnedFd>,
@@ -462,17 +497,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGTERM,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-        ] {
-            set.add(signal);
-        }
+        let set = forwarded();
         set.thread_block()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let readable = sys::watch(&fd)?;
@@ -513,7 +538,9 @@ fn assess(policy: &Job, account: &Account) -> State {
 
 /// A name for the job that no other on this host has had.
 fn job_id() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     format!("{:x}-{}", since.as_micros(), std::process::id())
 }
 
@@ -533,7 +560,9 @@ fn open_log(path: &Path) -> Result<File, RunError> {
         .map_err(log_error)?;
     let meta = file.metadata().map_err(log_error)?;
     if meta.is_file() && meta.nlink() > 1 {
-        return Err(log_error(io::Error::other("it has more than one name (hard links)")));
+        return Err(log_error(io::Error::other(
+            "it has more than one name (hard links)",
+        )));
     }
     Ok(file)
 }
@@ -542,7 +571,9 @@ fn open_log(path: &Path) -> Result<File, RunError> {
 fn mount_bpffs() -> Result<(), RunError> {
     /// `BPF_FS_MAGIC` of `linux/magic.h`.
     const MAGIC: u64 = 0xcafe_4a11;
-    let bpffs = |error: rustix::io::Errno| RunError::Bpffs { source: error.into() };
+    let bpffs = |error: rustix::io::Errno| RunError::Bpffs {
+        source: error.into(),
+    };
     let found = statfs(kernel::BPFFS).map_err(bpffs)?;
     if u64::try_from(found.f_type).ok() == Some(MAGIC) {
         return Ok(());

@@ -128,9 +128,17 @@ mod tests {
         let points: Vec<_> = found.iter().map(|(point, _)| point.as_str()).collect();
         assert_eq!(
             points,
-            ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/with space", "/sys/fs/bpf"]
+            [
+                "/sys/fs/cgroup/memory",
+                "/sys/fs/cgroup/with space",
+                "/sys/fs/bpf"
+            ]
         );
-        assert!(found[0].1.contains(MountFlags::NOEXEC | MountFlags::RELATIME));
+        assert!(
+            found[0]
+                .1
+                .contains(MountFlags::NOEXEC | MountFlags::RELATIME)
+        );
         assert_eq!(found[2].1, MountFlags::NOSUID);
     }
 }

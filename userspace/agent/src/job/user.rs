@@ -104,7 +104,8 @@ impl Account {
             user: user.name.clone(),
             source,
         };
-        let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
+        let name =
+            std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
         let groups = getgrouplist(&name, user.gid).map_err(lookup)?;
         Ok(Self {
             uid: user.uid.as_raw(),

@@ -34,7 +34,6 @@ use jobfence_abi::{
 };
 use thiserror::Error;
 
-
 #[expect(
     deprecated,
     reason = "the map type that gives a program the cgroup it is attached to; see ebpf/src/maps.rs"
@@ -220,7 +219,10 @@ impl Kernel {
         spec: &JobSpec,
     ) -> Result<Fence, KernelError> {
         let folder = File::open(cgroup).map_err(|source| io_error(cgroup, source))?;
-        let cgroup_id = folder.metadata().map_err(|source| io_error(cgroup, source))?.ino();
+        let cgroup_id = folder
+            .metadata()
+            .map_err(|source| io_error(cgroup, source))?
+            .ino();
         let pins = Pins::make(pins)?;
         for (name, _) in PROGRAMS {
             let link = self.attach(name, &folder, cgroup)?;
@@ -247,7 +249,8 @@ impl Kernel {
             resolver_v6: spec.resolver_v6,
             // Cgroup ids count up from boot, so no two jobs share the low half for long enough
             // to meet in one slot; 0 would mean no job.
-            id: (cgroup_id & u64::from(u32::MAX)) as u32 | u32::from(cgroup_id.trailing_zeros() >= 32),
+            id: (cgroup_id & u64::from(u32::MAX)) as u32
+                | u32::from(cgroup_id.trailing_zeros() >= 32),
         };
         let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
         let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(job);
@@ -281,7 +284,10 @@ impl Kernel {
         // The only mode that works as a link; links behave as BPF_F_ALLOW_MULTI whatever it says
         // (https://github.com/aya-rs/aya/issues/1078).
         let mode = CgroupAttachMode::Single;
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or(KernelError::Missing(name))?;
         match name {
             "egress" => {
                 let program = <&mut CgroupSkb>::try_from(program).map_err(failed)?;

@@ -21,8 +21,8 @@ use super::message;
 /// five seconds and asks again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one try takes at most, whatever `options timeout:` says, so that another one fits
-/// into [`ANSWER_TIMEOUT`]: hickory asks two servers at once, and the rest in the next try.
+/// How long one try takes at most, whatever `options timeout:` says, so that a second server has
+/// its turn within [`ANSWER_TIMEOUT`].
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Answers that are kept. A job asks for few names; under a wildcard it could ask for any number.
@@ -65,6 +65,9 @@ impl Upstream {
             connection.port = port;
         }
         options.timeout = options.timeout.min(TRY_TIMEOUT);
+        // With two at once, the second truncated answer over UDP ends the lookup before the first
+        // has been asked for again over TCP.
+        options.num_concurrent_reqs = 1;
         options.cache_size = CACHED_ANSWERS;
         options.preserve_intermediates = true;
         options.use_hosts_file = ResolveHosts::Never;
