@@ -76,7 +76,11 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         ctx: addr.cast(),
         slot,
         job: job.id,
-        source: if flow.dst.is_v4() { Addr::v4(0) } else { Addr { words: [0; 4] } },
+        source: if flow.dst.is_v4() {
+            Addr::v4(0)
+        } else {
+            Addr { words: [0; 4] }
+        },
         source_port: 0,
     };
     let reason = decide(&flow, job, &rules);
@@ -110,7 +114,11 @@ fn redirect(
     socket: &mut Socket,
 ) -> bool {
     let mapped = asked.is_v4();
-    let port = if mapped { job.resolver_v4 } else { job.resolver_v6 };
+    let port = if mapped {
+        job.resolver_v4
+    } else {
+        job.resolver_v6
+    };
     if port == 0 {
         return false;
     }
@@ -120,7 +128,11 @@ fn redirect(
             addr: asked,
             port: (*ctx).user_port,
         };
-        let resolver = if mapped { Addr::LOCALHOST_V4 } else { Addr::LOCALHOST_V6 };
+        let resolver = if mapped {
+            Addr::LOCALHOST_V4
+        } else {
+            Addr::LOCALHOST_V6
+        };
         write_addr(ctx, family, &resolver);
         (*ctx).user_port = u32::from(port.to_be());
     }
@@ -134,7 +146,12 @@ pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
     let Some((_, job)) = job() else { return 1 };
     // SAFETY: as in `outgoing`.
-    let (peer, port) = unsafe { (read_addr(addr, family), u16::from_be((*addr).user_port as u16)) };
+    let (peer, port) = unsafe {
+        (
+            read_addr(addr, family),
+            u16::from_be((*addr).user_port as u16),
+        )
+    };
     if !job.is_resolver(&Flow::new(peer, port, proto::UDP)) {
         return 1;
     }

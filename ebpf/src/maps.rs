@@ -1,14 +1,16 @@
 //! The maps, and the few ways in which the programs reach into them.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock},
+    bindings::{
+        BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+        bpf_sock,
+    },
     btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, RingBuf},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
 use jobfence_abi::{
-    Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_JOBS, RING_BYTES,
-    Socket,
+    Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_JOBS, RING_BYTES, Socket,
 };
 
 #[expect(

@@ -11,9 +11,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
     programs::SkBuffContext,
 };
-use jobfence_abi::{
-    Addr, Client, ClientKey, Flow, Hook, Job, Reason, Socket, decide, proto,
-};
+use jobfence_abi::{Addr, Client, ClientKey, Flow, Hook, Job, Reason, Socket, decide, proto};
 
 use crate::{
     maps::{CLIENTS, SOCKETS, job},
@@ -158,7 +156,9 @@ fn read(skb: *mut __sk_buff) -> Header {
         family: 0,
         fault: Reason::MALFORMED,
     };
-    let Some(first) = load::<u8>(skb, 0) else { return header };
+    let Some(first) = load::<u8>(skb, 0) else {
+        return header;
+    };
     let transport = match first >> 4 {
         4 => read_v4(skb, &mut header),
         6 => read_v6(skb, &mut header),
@@ -181,7 +181,9 @@ fn read(skb: *mut __sk_buff) -> Header {
 /// Reads an IPv4 header (RFC 791) and returns the length of it.
 #[inline(always)]
 fn read_v4(skb: *mut __sk_buff, header: &mut Header) -> u32 {
-    let Some(words) = load::<[u32; 5]>(skb, 0) else { return 0 };
+    let Some(words) = load::<[u32; 5]>(skb, 0) else {
+        return 0;
+    };
     header.family = AF_INET;
     header.source = Addr::v4(words[3]);
     header.flow.dst = Addr::v4(words[4]);
@@ -204,11 +206,17 @@ fn read_v4(skb: *mut __sk_buff, header: &mut Header) -> u32 {
 /// Reads an IPv6 header (RFC 8200) and returns the length of it.
 #[inline(always)]
 fn read_v6(skb: *mut __sk_buff, header: &mut Header) -> u32 {
-    let Some(words) = load::<[u32; 10]>(skb, 0) else { return 0 };
+    let Some(words) = load::<[u32; 10]>(skb, 0) else {
+        return 0;
+    };
     header.family = AF_INET6;
     let [_, lengths, s0, s1, s2, s3, d0, d1, d2, d3] = words;
-    header.source = Addr { words: [s0, s1, s2, s3] };
-    header.flow.dst = Addr { words: [d0, d1, d2, d3] };
+    header.source = Addr {
+        words: [s0, s1, s2, s3],
+    };
+    header.flow.dst = Addr {
+        words: [d0, d1, d2, d3],
+    };
     let next = (u32::from_be(lengths) >> 8) as u8;
     header.flow.proto = next;
     header.fault = if next == FRAGMENT {

@@ -54,7 +54,9 @@ pub(crate) enum Counter {
 /// Adds one to a counter of the job.
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: Counter) {
-    let Some(counters) = COUNTERS.get_ptr_mut(slot) else { return };
+    let Some(counters) = COUNTERS.get_ptr_mut(slot) else {
+        return;
+    };
     // SAFETY: an eight-byte aligned field of a map entry, which lives for ever and is only added
     // to. Rust offers no read-modify-write atomics for this target, so the instruction is named.
     unsafe {

@@ -6,12 +6,13 @@
 mod apt;
 mod lint;
 mod object;
+mod registries;
 mod setup;
 mod sh;
 mod test;
 mod toolchain;
 
-use std::process::ExitCode;
+use std::{env, os::unix::process::CommandExt as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -49,6 +50,11 @@ enum Task {
     },
     /// Set up, build, and show a fenced job at work.
     Demo,
+    /// Set up, build, and fence a real build with each package manager that is installed.
+    ///
+    /// Needs root and this machine's registries or mirrors: no part of `test`, which needs no
+    /// network. `JOBFENCE_BIN` names a jobfence to use in place of a new one.
+    Registries,
     /// Check format, lints, documentation, licences and advisories.
     Lint,
 }
@@ -75,12 +81,21 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => {
             setup::run(setup::Options::default())?;
             build(false)?;
-            sh::run(
-                sh::cargo()
-                    .args(["run", "--release", "-p", "jobfence-tests", "--bin", "demo"])
-                    .env("JOBFENCE_BIN", sh::release_binary()),
-            )
+            // In place of this process: the demonstration's exit code is what it shows.
+            let error = sh::cargo()
+                .args(["run", "--release", "-p", "jobfence-tests", "--bin", "demo"])
+                .env("JOBFENCE_BIN", sh::release_binary())
+                .exec();
+            Err(error).context("run the demonstration")
         }
+        Task::Registries => match env::var_os("JOBFENCE_BIN") {
+            Some(binary) => registries::run(binary.as_ref()),
+            None => {
+                setup::run(setup::Options::default())?;
+                build(false)?;
+                registries::run(&sh::release_binary())
+            }
+        },
         Task::Lint => lint::run(),
     }
 }

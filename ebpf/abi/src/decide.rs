@@ -79,3 +79,137 @@ fn unnamed(flow: &Flow, has_ports: bool) -> Reason {
         Reason::PROTOCOL
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use core::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::PortRange;
+
+    /// The same grants everywhere, and the same listener behind every loopback port.
+    struct Everywhere(Option<Grants>, Peer);
+
+    impl Rules for Everywhere {
+        fn grants(&self, _: &Addr) -> Option<&Grants> {
+            self.0.as_ref()
+        }
+
+        fn peer(&self, _: &Flow) -> Peer {
+            self.1
+        }
+    }
+
+    const JOB: Job = Job {
+        state: JobState::ENFORCE,
+        generation: 1,
+        resolver_v4: 5300,
+        resolver_v6: 0,
+        id: 1,
+    };
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn flow(dst: &str, port: u16, proto: u8) -> Flow {
+        Flow::new(addr(dst), port, proto)
+    }
+
+    fn https() -> Everywhere {
+        let grants = Grants::new(&[PortRange::new(proto::TCP, 443, 443)]);
+        Everywhere(grants, Peer::OUTSIDE)
+    }
+
+    fn everything() -> Everywhere {
+        let range = |proto| PortRange::new(proto, 0, u16::MAX);
+        let grants = Grants::new(&[range(proto::TCP), range(proto::UDP)]);
+        Everywhere(grants, Peer::OUTSIDE)
+    }
+
+    #[test]
+    fn each_denial_has_its_own_reason() {
+        let nothing = Everywhere(None, Peer::OUTSIDE);
+        for (dst, port, proto, rules, reason) in [
+            ("198.51.100.1", 443, proto::TCP, https(), Reason::ALLOWED),
+            ("198.51.100.1", 444, proto::TCP, https(), Reason::PORT),
+            ("198.51.100.1", 443, proto::UDP, https(), Reason::PROTOCOL),
+            ("198.51.100.1", 0, proto::ICMP, https(), Reason::PROTOCOL),
+            ("198.51.100.1", 443, proto::TCP, nothing, Reason::NO_RULE),
+            ("127.0.0.1", 443, proto::TCP, https(), Reason::ALLOWED),
+            ("127.0.0.1", 80, proto::TCP, https(), Reason::PORT),
+        ] {
+            let got = decide(&flow(dst, port, proto), &JOB, &rules);
+            assert_eq!(got, reason, "{dst} {port}: {}", got.word());
+        }
+        for (dst, reason) in [
+            ("169.254.169.254", Reason::METADATA),
+            ("fd00:ec2::254", Reason::METADATA),
+            ("224.0.0.251", Reason::MULTICAST),
+            ("ff02::fb", Reason::MULTICAST),
+            ("127.0.0.1", Reason::LOOPBACK),
+            ("::1", Reason::LOOPBACK),
+        ] {
+            for rules in [None, Some(Grants::NONE)].map(|grants| Everywhere(grants, Peer::OUTSIDE))
+            {
+                let got = decide(&flow(dst, 80, proto::TCP), &JOB, &rules);
+                assert_eq!(got, reason, "{dst}: {}", got.word());
+            }
+        }
+    }
+
+    #[test]
+    fn loopback_is_free_inside_the_job_only() {
+        let flow = flow("127.0.0.1", 8080, proto::TCP);
+        let with = |peer| decide(&flow, &JOB, &Everywhere(None, peer));
+        assert_eq!(with(Peer::INSIDE), Reason::INSIDE);
+        assert_eq!(with(Peer::NONE), Reason::INSIDE);
+        assert_eq!(with(Peer::OUTSIDE), Reason::LOOPBACK);
+        // Elsewhere the peer does not matter.
+        let away = Flow::new(addr("198.51.100.1"), 8080, proto::TCP);
+        let verdict = decide(&away, &JOB, &Everywhere(None, Peer::INSIDE));
+        assert_eq!(verdict, Reason::NO_RULE);
+    }
+
+    #[test]
+    fn a_job_without_a_resolver_for_a_family_has_none_at_port_0() {
+        let verdict = decide(&flow("::1", 0, proto::UDP), &JOB, &https());
+        assert_eq!(verdict, Reason::PORT);
+    }
+
+    proptest! {
+        #[test]
+        fn a_closed_job_reaches_nothing(word: u128, port: u16, proto: u8) {
+            let closed = Job { state: JobState::CLOSED, ..JOB };
+            let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), port, proto);
+            prop_assert_eq!(decide(&flow, &closed, &everything()), Reason::CLOSED);
+        }
+
+        #[test]
+        fn no_rule_opens_the_way_to_another_dns_server(word: u128, tcp: bool) {
+            let proto = if tcp { proto::TCP } else { proto::UDP };
+            let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), 53, proto);
+            prop_assert_eq!(decide(&flow, &JOB, &everything()), Reason::RESOLVER_BYPASS);
+        }
+
+        #[test]
+        fn what_is_allowed_is_in_a_range(word: u32, port: u16, proto: u8, first: u16, last: u16) {
+            let range = PortRange::new(proto::TCP, first, last);
+            let rules = Everywhere(Grants::new(&[range]), Peer::OUTSIDE);
+            let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), port, proto);
+            let allowed = decide(&flow, &JOB, &rules) == Reason::ALLOWED;
+            prop_assert_eq!(allowed, range.contains(proto, port) && port != 53);
+        }
+
+        #[test]
+        fn the_mode_does_not_change_the_verdict(word: u32, port: u16, proto: u8) {
+            let audit = Job { state: JobState::AUDIT, ..JOB };
+            let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), port, proto);
+            prop_assert_eq!(decide(&flow, &audit, &https()), decide(&flow, &JOB, &https()));
+        }
+    }
+}

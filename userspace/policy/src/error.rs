@@ -7,6 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::yaml;
+
 /// Longest piece of a source line that is shown, in characters.
 const SHOWN: usize = 120;
 
@@ -104,14 +106,46 @@ impl Pos {
     /// The first character.
     pub(crate) const START: Self = Self { line: 1, column: 1 };
 
-    /// The place after `text`.
-    pub(crate) fn after(text: &str) -> Self {
-        let line = lines(text).count().max(1);
-        let last = lines(text).last().unwrap_or_default();
-        Self {
-            line,
-            column: last.chars().count() + 1,
+    /// The place behind `text`, which begins here.
+    pub(crate) fn after(self, text: &str) -> Self {
+        let Self {
+            mut line,
+            mut column,
+        } = self;
+        let mut rest = text.chars().peekable();
+        while let Some(c) = rest.next() {
+            match c {
+                '\r' if rest.peek() == Some(&'\n') => {}
+                '\r' | '\n' => (line, column) = (line + 1, 1),
+                _ => column += 1,
+            }
         }
+        Self { line, column }
+    }
+}
+
+/// Where a problem is. Only one that is shown needs lines and columns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum At {
+    /// There.
+    Pos(Pos),
+    /// At a node of the file, by its number in the file's order.
+    Node(usize),
+}
+
+impl At {
+    /// The place in the file's `text`.
+    pub(crate) fn pos(self, text: &str) -> Pos {
+        match self {
+            Self::Pos(pos) => pos,
+            Self::Node(number) => yaml::locate(text, number),
+        }
+    }
+}
+
+impl From<Pos> for At {
+    fn from(pos: Pos) -> Self {
+        Self::Pos(pos)
     }
 }
 
@@ -135,15 +169,18 @@ impl Fault {
         self
     }
 
-    pub(crate) fn at(self, at: Pos) -> Problem {
-        Problem { at, fault: self }
+    pub(crate) fn at(self, at: impl Into<At>) -> Problem {
+        Problem {
+            at: at.into(),
+            fault: self,
+        }
     }
 }
 
 /// What is wrong with a value, and where it stands.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    at: Pos,
+    at: At,
     fault: Fault,
 }
 
@@ -179,6 +216,7 @@ impl Source {
             at,
             fault: Fault { message, hint },
         } = problem;
+        let at = at.pos(&self.text);
         let (at, excerpt) = match lines(&self.text).nth(at.line - 1) {
             Some(line) => (at, Some(excerpt(line, at.column))),
             // The text ended too early: point behind the last thing that it says.
@@ -244,9 +282,18 @@ fn excerpt(line: &str, column: usize) -> (String, usize) {
 
 /// `text` from the file, in backticks, for a message.
 pub(crate) fn quote(text: &str) -> String {
-    let short: String = text.chars().take(QUOTED).collect();
+    format!("`{}`", cut(text, QUOTED))
+}
+
+/// `text` that may hold some of the file, for a message.
+pub(crate) fn shown(text: &str) -> String {
+    cut(text, 2 * QUOTED)
+}
+
+fn cut(text: &str, length: usize) -> String {
+    let short: String = text.chars().take(length).collect();
     let more = if short.len() < text.len() { "..." } else { "" };
-    format!("`{}{more}`", printable(&short))
+    format!("{}{more}", printable(&short))
 }
 
 /// `text` without what a terminal would obey or what would hide or reorder the rest of it; each
@@ -321,7 +368,8 @@ mod tests {
             ["a", "b", "c", "d", "", "e"]
         );
         assert_eq!(lines("").count(), 0);
-        assert_eq!(Pos::after("a\nbcd"), Pos { line: 2, column: 4 });
+        assert_eq!(Pos::START.after("a\nbcd"), Pos { line: 2, column: 4 });
+        assert_eq!(Pos::START.after("a\r\nb\r"), Pos { line: 3, column: 1 });
     }
 
     #[test]

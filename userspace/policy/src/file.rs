@@ -3,11 +3,9 @@
 //! This is the grammar: it builds [`Rule`]s with their places and knows nothing of what they
 //! mean together. `policies/schema.json` says the same to editors; a test compares the keys.
 
-use std::borrow::Cow;
-
 use jobfence_abi::{MAX_RANGES, PortRange};
 
-use crate::error::{Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
+use crate::error::{At, Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
 use crate::policy::{Mode, OnViolation};
 use crate::ports;
 use crate::target::{self, Rule, Target};
@@ -48,14 +46,14 @@ pub(crate) struct File {
     /// In the file's order; their names are distinct.
     pub(crate) jobs: Vec<JobEntry>,
     /// The key `jobs`.
-    pub(crate) jobs_at: Pos,
+    pub(crate) jobs_at: At,
 }
 
 /// An entry of `jobs`, without what it inherits.
 #[derive(Debug, Default)]
 pub(crate) struct JobEntry {
     pub(crate) name: String,
-    pub(crate) extends: Option<(String, Pos)>,
+    pub(crate) extends: Option<(String, At)>,
     pub(crate) allow: Vec<Rule>,
     pub(crate) deny: Vec<Rule>,
 }
@@ -70,11 +68,12 @@ enum List {
 /// Reads the file.
 pub(crate) fn read(source: &Source) -> Result<File, Problem> {
     let mut reader = Reader::new(source.text());
-    let root = reader.begin()?.filter(|root| !root.is_null()).ok_or_else(|| {
-        Fault::new("the policy is empty")
+    let root = reader.begin()?;
+    if root.is_null() {
+        return Err(Fault::new("the policy is empty")
             .hint("the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing")
-            .at(Pos::START)
-    })?;
+            .at(Pos::START));
+    }
     let mut version = false;
     let mut mode = Mode::default();
     let mut on_violation = OnViolation::default();
@@ -128,15 +127,13 @@ pub(crate) fn read(source: &Source) -> Result<File, Problem> {
 
 fn check_version(value: Node<'_>) -> Result<(), Problem> {
     let at = value.at;
-    match &value.kind {
-        Kind::Scalar { text, .. } if text == "1" => Ok(()),
-        Kind::Scalar { text, .. } if !value.is_null() => Err(Fault::new(format!(
-            "version {} is not supported",
-            quote(text)
-        ))
-        .hint("this version of jobfence reads `version: 1`")
-        .at(at)),
-        _ => Err(value.unexpected("the number 1").at(at)),
+    match &*value.text_or_number("the number 1")? {
+        "1" => Ok(()),
+        other => Err(
+            Fault::new(format!("version {} is not supported", quote(other)))
+                .hint("this version of jobfence reads `version: 1`")
+                .at(at),
+        ),
     }
 }
 
@@ -145,7 +142,7 @@ fn word<T: Copy>(value: Node<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
     let at = value.at;
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     let expected = format!("one of `{}`", names.join("`, `"));
-    if let Kind::Scalar { text, .. } = &value.kind
+    if let Kind::Text(text) = &value.kind
         && let Some((_, found)) = words.iter().find(|(name, _)| name == text)
     {
         return Ok(*found);
@@ -163,7 +160,7 @@ fn word<T: Copy>(value: Node<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
 fn read_jobs(
     reader: &mut Reader<'_>,
     source: &Source,
-    at: Pos,
+    at: At,
     value: &Node<'_>,
 ) -> Result<Vec<JobEntry>, Problem> {
     let none = || {
@@ -246,6 +243,7 @@ fn read_rule(
         List::Allow => PLACES[2],
         List::Deny => PLACES[3],
     };
+    let mut location = None;
     let mut target = None;
     let mut ports = None;
     let mut reason = None;
@@ -258,6 +256,14 @@ fn read_rule(
         |reader, at, key, value| {
             if !place.1.contains(&key) {
                 return Err(unknown_key(key, place).at(at));
+            }
+            if location.is_none() {
+                let begin = reader.place(key).ok_or_else(|| {
+                    Fault::new("a rule's keys must stand in the file as they are, without escapes")
+                        .hint(format!("write `{key}`"))
+                        .at(at)
+                })?;
+                location = Some(source.location(begin));
             }
             match key {
                 "host" | "cidr" if target.is_some() => {
@@ -280,15 +286,15 @@ fn read_rule(
                     )?)
                 }
                 "ports" => ports = Some(read_ports(reader, at, &value)?),
-                "reason" => reason = Some(parsed(value, "text", prose)?),
-                "owner" => owner = Some(parsed(value, "text", prose)?),
+                "reason" => reason = Some(prose(value)?),
+                "owner" => owner = Some(prose(value)?),
                 "private" => private = Some((value.boolean()?, at)),
                 _ => fail = value.boolean()?,
             }
             Ok(())
         },
     )?;
-    let target = target.ok_or_else(|| {
+    let (target, location) = target.zip(location).ok_or_else(|| {
         Fault::new("the rule has neither `host` nor `cidr`")
             .hint("say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`")
             .at(node.at)
@@ -314,25 +320,25 @@ fn read_rule(
         owner,
         private: private.is_some_and(|(private, _)| private),
         fail,
-        location: source.location(node.at),
+        location,
     })
 }
 
 fn read_ports(
     reader: &mut Reader<'_>,
-    at: Pos,
+    at: At,
     value: &Node<'_>,
 ) -> Result<Vec<PortRange>, Problem> {
     let expected = "a list of ports";
-    if let Kind::Scalar { text, .. } = &value.kind
-        && !value.is_null()
-    {
+    let one = match &value.kind {
+        Kind::Number(digits) => Some(quote(digits)),
+        Kind::Text(text) => Some(quote(text)),
+        _ => None,
+    };
+    if let Some(one) = one {
         return Err(value
             .unexpected(expected)
-            .hint(format!(
-                "write `ports: [{}]`",
-                quote(text).trim_matches('`')
-            ))
+            .hint(format!("write `ports: [{}]`", one.trim_matches('`')))
             .at(value.at));
     }
     let mut ranges = Vec::new();
@@ -360,25 +366,25 @@ fn read_ports(
     Ok(ranges)
 }
 
-/// Parses the text of `value`.
+/// Parses the text of `value`, or the number that it is.
 fn parsed<T>(
     value: Node<'_>,
     what: &str,
     parse: impl Fn(&str) -> Result<T, Fault>,
 ) -> Result<T, Problem> {
     let at = value.at;
-    if value.is_null() {
-        return Err(value.unexpected(what).at(at));
-    }
-    let text: Cow<'_, str> = value.text(what)?;
+    let text = value.text_or_number(what)?;
     parse(&text).map_err(|fault| fault.at(at))
 }
 
 /// Text for people. It ends on terminals and in reports, and must not be able to play with them.
-fn prose(text: &str) -> Result<String, Fault> {
+fn prose(value: Node<'_>) -> Result<String, Problem> {
+    let at = value.at;
+    let text = value.text("text")?;
     // Block scalars end with a line break.
     let text = text.trim();
-    check_text(text).map(|()| text.into())
+    check_text(text).map_err(|fault| fault.at(at))?;
+    Ok(text.into())
 }
 
 fn check_text(text: &str) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::error::{Error, Fault, Pos, Problem, Source, nearest, quote};
+use crate::error::{At, Error, Fault, Pos, Problem, Source, nearest, quote};
 use crate::file::{self, File, JobEntry};
 use crate::job::Job;
 
@@ -68,7 +68,7 @@ impl Policy {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let text = str::from_utf8(bytes).map_err(|error| {
             let (good, bad) = bytes.split_at(error.valid_up_to());
-            let at = Pos::after(&String::from_utf8_lossy(good));
+            let at = Pos::START.after(&String::from_utf8_lossy(good));
             Source::new(file, String::from_utf8_lossy(bytes).into_owned()).error(
                 Fault::new(format!(
                     "byte 0x{:02x} is not UTF-8",
@@ -206,7 +206,7 @@ fn circle(jobs: &[JobEntry], circle: &[usize]) -> Problem {
     let at = jobs[circle[circle.len() - 1]]
         .extends
         .as_ref()
-        .map_or(Pos::START, |(_, at)| *at);
+        .map_or(At::Pos(Pos::START), |(_, at)| *at);
     Fault::new(format!(
         "`extends` goes in a circle: {}{more} -> {first}",
         chain.join(" -> ")

@@ -15,12 +15,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{
-    Deserializer as _, DeserializeSeed, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{self, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor};
 use serde_yaml::Deserializer;
 
-use crate::error::{At, Fault, Pos, Problem, excerpt_of, quote};
+use crate::error::{At, Fault, Pos, Problem, quote, shown};
 
 /// A node, of a list or map only its beginning.
 #[derive(Debug)]
@@ -117,7 +115,9 @@ pub(crate) struct Reader<'t> {
 impl<'t> Reader<'t> {
     pub(crate) fn new(text: &'t str) -> Self {
         let mut recorder = Recorder::until(usize::MAX);
-        let broken = check_characters(text).and_then(|()| recorder.file(text));
+        let broken = check_characters(text)
+            .and_then(|()| check_anchors(text))
+            .and_then(|()| recorder.file(text));
         Self {
             text,
             nodes: recorder.nodes.into_iter().enumerate(),
@@ -253,10 +253,9 @@ impl<'t> Recorder<'t> {
             && let Err(error) = self.document(document)
         {
             let fault = self.fault.take();
-            return Err(fault.map_or_else(
-                || syntax(text, &error),
-                |fault| fault.at(pos(text, &error)),
-            ));
+            return Err(
+                fault.map_or_else(|| syntax(text, &error), |fault| fault.at(pos(text, &error)))
+            );
         }
         let Some(second) = documents.next() else {
             return Ok(());
@@ -274,7 +273,7 @@ impl<'t> Recorder<'t> {
         Value(self).deserialize(document)
     }
 
-    fn push<E: serde::de::Error>(&mut self, kind: Kind<'t>) -> Result<(), E> {
+    fn push<E: de::Error>(&mut self, kind: Kind<'t>) -> Result<(), E> {
         if self.nodes.len() == self.until {
             return Err(self.refuse(Fault::new("stop")));
         }
@@ -283,7 +282,7 @@ impl<'t> Recorder<'t> {
     }
 
     /// An error at the node that is being read. `serde_yaml` adds the position to it.
-    fn refuse<E: serde::de::Error>(&mut self, fault: Fault) -> E {
+    fn refuse<E: de::Error>(&mut self, fault: Fault) -> E {
         self.fault = Some(fault);
         E::custom("refused")
     }
@@ -295,7 +294,7 @@ struct Value<'r, 't>(&'r mut Recorder<'t>);
 impl<'t> DeserializeSeed<'t> for Value<'_, 't> {
     type Value = ();
 
-    fn deserialize<D: serde::Deserializer<'t>>(self, node: D) -> Result<(), D::Error> {
+    fn deserialize<D: de::Deserializer<'t>>(self, node: D) -> Result<(), D::Error> {
         node.deserialize_any(self)
     }
 }
@@ -307,44 +306,44 @@ impl<'t> Visitor<'t> for Value<'_, 't> {
         f.write_str("a value")
     }
 
-    fn visit_none<E: serde::de::Error>(self) -> Result<(), E> {
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
         self.0.push(Kind::Null)
     }
 
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
         self.0.push(Kind::Null)
     }
 
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
         self.0.push(Kind::Bool(value))
     }
 
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
         self.0.push(Kind::Number(value.to_string()))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
         self.0.push(Kind::Number(value.to_string()))
     }
 
-    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<(), E> {
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<(), E> {
         self.0.push(Kind::Number(value.to_string()))
     }
 
-    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<(), E> {
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<(), E> {
         self.0.push(Kind::Number(value.to_string()))
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
         // The debug format keeps the `.0` of a whole number.
         self.0.push(Kind::Number(format!("{value:?}")))
     }
 
-    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'t str) -> Result<(), E> {
+    fn visit_borrowed_str<E: de::Error>(self, text: &'t str) -> Result<(), E> {
         self.0.push(Kind::Text(text.into()))
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
         self.0.push(Kind::Text(text.to_owned().into()))
     }
 
@@ -364,7 +363,6 @@ impl<'t> Visitor<'t> for Value<'_, 't> {
 
     /// A tag that is not one of YAML's own.
     fn visit_enum<A: EnumAccess<'t>>(self, _: A) -> Result<(), A::Error> {
-        // The second reading has to stop at the same place.
         Err(self
             .0
             .refuse(Fault::new("YAML tags (`!...`) are not supported").hint("remove the tag")))
@@ -374,10 +372,19 @@ impl<'t> Visitor<'t> for Value<'_, 't> {
 /// Records a key. It is text even where a value would be a number: `3.10` names a job.
 struct Key<'r, 't>(&'r mut Recorder<'t>);
 
+impl<'t> Key<'_, 't> {
+    fn record<E: de::Error>(self, text: Cow<'t, str>) -> Result<(), E> {
+        self.0.fault = None;
+        self.0.push(Kind::Text(text))
+    }
+}
+
 impl<'t> DeserializeSeed<'t> for Key<'_, 't> {
     type Value = ();
 
-    fn deserialize<D: serde::Deserializer<'t>>(self, key: D) -> Result<(), D::Error> {
+    fn deserialize<D: de::Deserializer<'t>>(self, key: D) -> Result<(), D::Error> {
+        // Of a key that is not a scalar, the visitor hears nothing.
+        self.0.fault = Some(Fault::new("expected a key, found a list or a map"));
         key.deserialize_str(self)
     }
 }
@@ -386,14 +393,91 @@ impl<'t> Visitor<'t> for Key<'_, 't> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key that is text")
+        f.write_str("a key")
     }
 
-    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'t str) -> Result<(), E> {
-        self.0.push(Kind::Text(text.into()))
+    fn visit_borrowed_str<E: de::Error>(self, text: &'t str) -> Result<(), E> {
+        self.record(text.into())
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        self.0.push(Kind::Text(text.to_owned().into()))
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.record(text.to_owned().into())
     }
+}
+
+/// Refuses what libyaml would refuse, but without a place.
+fn check_characters(text: &str) -> Result<(), Problem> {
+    let allowed = |c: char| match c {
+        '\t' | '\n' | '\r' | '\u{85}' => true,
+        '\u{fffe}' | '\u{ffff}' => false,
+        c => !c.is_control(),
+    };
+    match text.char_indices().find(|&(_, c)| !allowed(c)) {
+        None => Ok(()),
+        Some((offset, c)) => Err(Fault::new(format!(
+            "not valid YAML: the character {} is not allowed",
+            c.escape_unicode()
+        ))
+        .at(Pos::START.after(&text[..offset]))),
+    }
+}
+
+/// Refuses every `&` that could begin an anchor, since `serde_yaml` follows aliases without a
+/// word. Where an anchor can begin is more than where one does: text and comments are not told
+/// apart, so that no quoting trick gets one through. Without an anchor, an alias is an error.
+fn check_anchors(text: &str) -> Result<(), Problem> {
+    let begins = |offset: usize| {
+        let before = text[..offset].chars().next_back();
+        let after = text[offset + 1..].chars().next();
+        // A token follows white space or an indicator, a name begins with one of these.
+        before.is_none_or(|c| c.is_whitespace() || "[{,:?".contains(c))
+            && after.is_some_and(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    match text.match_indices('&').find(|&(offset, _)| begins(offset)) {
+        None => Ok(()),
+        Some((offset, _)) => Err(anchor().at(Pos::START.after(&text[..offset]))),
+    }
+}
+
+fn anchor() -> Fault {
+    Fault::new("YAML anchors (`&`) and aliases (`*`) are not supported").hint(
+        "write the rules out; `extends` lets one job have the rules of another. In text, put a \
+         space behind the `&`",
+    )
+}
+
+/// Says what is wrong with the YAML itself, in the writer's terms where one knows them.
+fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
+    let mut message = error.to_string();
+    let mut offset = text.len();
+    if let Some(location) = error.location() {
+        offset = location.index();
+        // It is shown with the message.
+        let place = format!(" at line {} column {}", location.line(), location.column());
+        message = message.replacen(&place, "", 1);
+    }
+    let (before, rest) = text.split_at_checked(offset).unwrap_or((text, ""));
+    // An alias without a proper name is noticed behind its `*`.
+    let (before, rest) = match before.strip_suffix('*') {
+        Some(before) => (before, &text[before.len()..]),
+        None => (before, rest),
+    };
+    let fault = match rest.strip_prefix('*') {
+        Some(name) if name.starts_with(|c: char| c.is_ascii_alphanumeric()) => anchor(),
+        Some(_) => Fault::new("text that begins with `*` must be quoted")
+            .hint("write a wildcard as \"*.example.com\""),
+        None => {
+            let fault = Fault::new(format!("not valid YAML: {}", shown(&message)));
+            if rest.starts_with('\t') {
+                fault.hint("indent with spaces")
+            } else if message.starts_with("mapping values are not allowed") {
+                fault.hint(
+                    "is the line indented like its neighbours? text with `: ` in it must be quoted",
+                )
+            } else {
+                fault
+            }
+        }
+    };
+    fault.at(Pos::START.after(before))
 }

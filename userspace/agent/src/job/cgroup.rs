@@ -191,11 +191,33 @@ fn own() -> Result<PathBuf, CgroupError> {
             source,
         })
     };
-    find(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?).ok_or(CgroupError::NotMounted)
+    locate(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
+        .ok_or(CgroupError::NotMounted)
+}
+
+/// Every cgroup of that name, wherever it is in the hierarchy.
+#[must_use]
+pub fn find(name: &str) -> Vec<Cgroup> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = locate(&mounts, "0::/").into_iter().collect();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name() == name {
+                found.push(Cgroup::open(entry.path()));
+            } else {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
 }
 
 /// Finds the folder of a process's cgroup from its `mountinfo` and `cgroup` files (proc(5)).
-fn find(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
+fn locate(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
     let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -222,29 +244,29 @@ mod tests {
     fn the_hierarchy_is_found_wherever_it_is_mounted() {
         let cgroup = "4:memory:/a\n0::/system.slice/runner.service\n";
         assert_eq!(
-            find(HYBRID, cgroup),
+            locate(HYBRID, cgroup),
             Some("/sys/fs/cgroup/unified/system.slice/runner.service".into())
         );
         let unified = "25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(find(unified, "0::/\n"), Some("/sys/fs/cgroup".into()));
+        assert_eq!(locate(unified, "0::/\n"), Some("/sys/fs/cgroup".into()));
     }
 
     #[test]
     fn a_mount_of_a_part_that_does_not_hold_the_process_is_not_taken() {
         let part = "25 20 0:22 /docker/a /mnt rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(find(part, "0::/docker/b\n"), None);
-        assert_eq!(find(part, "0::/docker/a/c\n"), Some("/mnt/c".into()));
+        assert_eq!(locate(part, "0::/docker/b\n"), None);
+        assert_eq!(locate(part, "0::/docker/a/c\n"), Some("/mnt/c".into()));
     }
 
     #[test]
     fn version_1_alone_is_not_enough() {
         assert_eq!(
-            find(
+            locate(
                 "30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup none rw\n",
                 "0::/\n"
             ),
             None
         );
-        assert_eq!(find(HYBRID, "4:memory:/a\n"), None);
+        assert_eq!(locate(HYBRID, "4:memory:/a\n"), None);
     }
 }

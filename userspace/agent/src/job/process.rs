@@ -129,8 +129,14 @@ impl Processes {
                 }
             }
             ProcessEvent::Exec { pid } => {
-                if self.known.contains_key(&pid) {
-                    self.read(pid);
+                if let Some(before) = self.known.get(&pid) {
+                    // Gone already: what it was before it executed the program is not what it is.
+                    let process = read(pid).unwrap_or_else(|| Process {
+                        pid,
+                        ppid: before.ppid,
+                        ..Process::default()
+                    });
+                    self.known.insert(pid, process);
                 }
             }
             ProcessEvent::Exit { pid } => {
@@ -153,27 +159,20 @@ impl Processes {
         }
     }
 
-    /// What is known of the process that the kernel calls `comm`.
-    ///
-    /// A number can have been given to another process since: an entry counts only if its
-    /// command name is the one that the kernel saw.
+    /// What is known of a process. `comm` is the command name that the kernel saw, which can be
+    /// that of one of its threads.
     pub fn find(&mut self, pid: u32, comm: &str) -> Process {
         self.catch_up();
-        let named = |process: &&Process| process.comm == comm;
-        if let Some(process) = self.known.get(&pid).filter(named) {
-            return process.clone();
+        if !self.known.contains_key(&pid) {
+            self.read(pid);
         }
-        match read(pid) {
-            Some(process) if process.comm == comm => {
-                self.known.insert(pid, process.clone());
-                process
-            }
-            _ => Process {
-                pid,
-                ppid: self.known.get(&pid).map_or(0, |process| process.ppid),
-                comm: comm.to_owned(),
-                ..Process::default()
-            },
+        let process = self.known.get(&pid).cloned().unwrap_or(Process {
+            pid,
+            ..Process::default()
+        });
+        Process {
+            comm: comm.to_owned(),
+            ..process
         }
     }
 

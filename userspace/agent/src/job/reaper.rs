@@ -4,6 +4,9 @@
 //! this small process ends it. It holds the reading end of a pipe whose writing end only the
 //! agent has: when that is closed without a word, the agent is gone. The reaper then kills the
 //! job's cgroup, waits until it is empty, and only then takes the fence down.
+//!
+//! Should both be killed, what is left stays fenced, and the next start of jobfence ends it
+//! ([`sweep`]).
 
 use std::{
     ffi::OsString,
@@ -14,7 +17,7 @@ use std::{
 
 use rustix::process::setsid;
 
-use super::cgroup::{Cgroup, CgroupError};
+use super::cgroup::{self, Cgroup, CgroupError};
 use crate::kernel;
 
 /// The argument that makes a process of this program a reaper.
@@ -91,4 +94,31 @@ pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
             Err(_) => return 1,
         }
     }
+}
+
+/// Ends the jobs whose agent and reaper are gone.
+///
+/// A job that cannot be ended stays fenced; that is logged, and no reason not to run another.
+pub fn sweep() {
+    let abandoned = kernel::abandoned().unwrap_or_else(|error| {
+        tracing::warn!(%error, "could not look for what a killed jobfence left behind");
+        Vec::new()
+    });
+    for job in abandoned {
+        tracing::warn!(job = job.id, "ending what a killed jobfence left behind");
+        let ended = cgroup::find(&job_cgroup(&job.id))
+            .iter()
+            .try_for_each(Cgroup::end);
+        let swept = ended
+            .map_err(|error| error.to_string())
+            .and_then(|()| kernel::unpin(&job.folder).map_err(|error| error.to_string()));
+        if let Err(error) = swept {
+            tracing::warn!(job = job.id, error, "it is still there, and still fenced");
+        }
+    }
+}
+
+/// The name of the cgroup of the job `id`.
+pub(super) fn job_cgroup(id: &str) -> String {
+    format!("jobfence-{id}")
 }

@@ -42,7 +42,7 @@ use super::{
     State,
     cgroup::{Cgroup, CgroupError},
     launch::{self, LaunchError},
-    reaper::Reaper,
+    reaper::{self, Reaper},
     user::Account,
 };
 use crate::{
@@ -150,6 +150,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         return Err(RunError::NotRoot);
     }
     mount_bpffs()?;
+    reaper::sweep();
     let log = options.log.as_deref().map(open_log).transpose()?;
     let policy = Arc::new(options.policy);
     let addresses = Addresses::new(&policy.prefixes()?)?;
@@ -200,7 +201,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     })
     .await?;
 
-    let cgroup = Cgroup::make(&format!("jobfence-{id}"))?;
+    let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
     let job = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
         .inspect_err(|_| discard(&cgroup))?;
     let signals = Signals::new().map_err(failed("take signals"))?;
@@ -286,11 +287,7 @@ impl Fenced {
             resolver_v6: resolver.ports().v6.unwrap_or(0),
             addresses,
         };
-        let pins = Path::new(kernel::BPFFS)
-            .join("jobfence")
-            .join(format!("v{}", abi::VERSION))
-            .join(id);
-        let fence = kernel.fence(cgroup.path(), &pins, SLOT, &spec)?;
+        let fence = kernel.fence(cgroup.path(), id, SLOT, &spec)?;
         let reaper = Reaper::start(cgroup, fence.pins()).map_err(failed("start the reaper"))?;
         Ok(Self { fence, reaper })
     }

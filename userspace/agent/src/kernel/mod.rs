@@ -8,10 +8,10 @@
 //! removed (kernel: `bpf_cgroup_link_auto_detach`).
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -39,6 +39,11 @@ use thiserror::Error;
     reason = "the map type that gives a program the cgroup it is attached to; see ebpf/src/maps.rs"
 )]
 use aya::maps::CgroupStorage;
+
+mod pins;
+
+use pins::Pins;
+pub use pins::{Abandoned, abandoned, unpin};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
 
@@ -201,8 +206,7 @@ impl Kernel {
         })
     }
 
-    /// Fences the cgroup at `cgroup` as the job in `slot`, pinning the links in the folder
-    /// `pins`, which is made.
+    /// Fences the cgroup at `cgroup` as the job `id` in `slot`, and pins the links.
     ///
     /// When this returns, whatever is or will be in the cgroup is fenced by `spec`. When it
     /// fails, what was attached is detached again; the caller has not put anything into the
@@ -214,7 +218,7 @@ impl Kernel {
     pub fn fence(
         &mut self,
         cgroup: &Path,
-        pins: &Path,
+        id: &str,
         slot: u32,
         spec: &JobSpec,
     ) -> Result<Fence, KernelError> {
@@ -223,7 +227,7 @@ impl Kernel {
             .metadata()
             .map_err(|source| io_error(cgroup, source))?
             .ino();
-        let pins = Pins::make(pins)?;
+        let pins = Pins::make(id)?;
         for (name, _) in PROGRAMS {
             let link = self.attach(name, &folder, cgroup)?;
             let path = pins.folder.join(name);
@@ -346,45 +350,6 @@ impl Fence {
     #[must_use]
     pub fn pins(&self) -> &Path {
         &self.pins.folder
-    }
-}
-
-/// The pinned links of one job; unpinned on drop.
-struct Pins {
-    folder: PathBuf,
-}
-
-impl Pins {
-    fn make(folder: &Path) -> Result<Self, KernelError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|source| io_error(folder, source))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-        })
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        if let Err(error) = unpin(&self.folder) {
-            tracing::warn!(path = %self.folder.display(), %error, "could not unpin the fence");
-        }
-    }
-}
-
-/// Removes a job's pinned links and their folder. That takes its fence down: only for a cgroup
-/// in which nothing runs any more.
-///
-/// # Errors
-///
-/// What the file system says; a folder that is gone is no error.
-pub fn unpin(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
     }
 }
 

@@ -1,0 +1,374 @@
+//! The program in the kernel and [`jobfence_abi::decide`] on the host give the same verdict, for
+//! the same reason, on packets of all sorts. `BPF_PROG_TEST_RUN` runs the loaded program on a
+//! packet without sending it.
+//!
+//! Such a run has a cgroup storage of zeros, which names slot 0. No job ever has that slot, so
+//! the test can put one there.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
+    path::Path,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, ArrayOfMaps, LpmTrie, MapData, RingBuf, lpm_trie::Key},
+    programs::{CgroupSkb, TestRun as _, TestRunOptions},
+};
+use jobfence_abi::{
+    Addr, Event, Flow, Grants, Hook, Job, JobState, Peer, PortRange, Reason, Rules, decide, proto,
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use zerocopy::FromBytes as _;
+
+type Trie = LpmTrie<MapData, [u8; 16], [u8; size_of::<Grants>()]>;
+
+/// A prefix of a job's addresses, by the length of the mapped form, with what it grants.
+#[derive(Clone, Debug)]
+struct Prefix {
+    addr: Addr,
+    bits: u32,
+    grants: Grants,
+}
+
+/// [`Rules`] without a kernel: the longest prefix by comparing all, and the ports on which
+/// somebody listens.
+struct HostRules<'a> {
+    prefixes: &'a [Prefix],
+    outside: [u16; 2],
+}
+
+impl Rules for HostRules<'_> {
+    fn grants(&self, dst: &Addr) -> Option<&Grants> {
+        let holds = |prefix: &&Prefix| matches(prefix, dst);
+        let longest = self
+            .prefixes
+            .iter()
+            .filter(holds)
+            .max_by_key(|prefix| prefix.bits);
+        longest.map(|prefix| &prefix.grants)
+    }
+
+    fn peer(&self, flow: &Flow) -> Peer {
+        let [tcp, udp] = self.outside;
+        let listens = flow.dst == Addr::LOCALHOST_V4
+            && (flow.proto == proto::TCP && flow.port == tcp
+                || flow.proto == proto::UDP && flow.port == udp);
+        if listens { Peer::OUTSIDE } else { Peer::NONE }
+    }
+}
+
+fn bits(addr: Addr) -> u128 {
+    let octets: [u8; 16] = zerocopy::transmute!(addr);
+    u128::from_be_bytes(octets)
+}
+
+fn matches(prefix: &Prefix, dst: &Addr) -> bool {
+    let shift = 128 - prefix.bits;
+    let cut = |addr| bits(addr).checked_shr(shift).unwrap_or(0);
+    cut(prefix.addr) == cut(*dst)
+}
+
+/// The loaded program.
+struct Program {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+}
+
+impl Program {
+    fn load() -> Self {
+        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/jobfence.bpf.o");
+        let bytes = std::fs::read(&object).expect("run `cargo xtask build` first");
+        let mut ebpf = EbpfLoader::new()
+            .load(&bytes)
+            .expect("the kernel takes the object: run the tests as root");
+        let events = ebpf.take_map("EVENTS").unwrap();
+        Self::egress(&mut ebpf).load().unwrap();
+        Self {
+            events: RingBuf::try_from(events).unwrap(),
+            ebpf,
+        }
+    }
+
+    fn egress(ebpf: &mut Ebpf) -> &mut CgroupSkb {
+        ebpf.program_mut("egress").unwrap().try_into().unwrap()
+    }
+
+    fn set(&mut self, job: Job, prefixes: &[Prefix]) {
+        let mut trie = Trie::create(jobfence_abi::MAX_ADDRESSES, 1).unwrap();
+        for prefix in prefixes {
+            let key = Key::new(prefix.bits, zerocopy::transmute!(prefix.addr));
+            let grants: [u8; size_of::<Grants>()] = zerocopy::transmute!(prefix.grants);
+            trie.insert(&key, grants, 0).unwrap();
+        }
+        let tries = self.ebpf.map_mut("ADDRESSES").unwrap();
+        let mut tries: ArrayOfMaps<&mut MapData, Trie> = tries.try_into().unwrap();
+        tries.set(0, &trie, 0).unwrap();
+        let jobs = self.ebpf.map_mut("JOBS").unwrap();
+        let mut jobs: Array<&mut MapData, [u8; size_of::<Job>()]> = jobs.try_into().unwrap();
+        let job: [u8; size_of::<Job>()] = zerocopy::transmute!(job);
+        jobs.set(0, job, 0).unwrap();
+    }
+
+    /// Runs the program on a packet; says whether it passed, and what was reported.
+    fn run(&mut self, packet: &[u8]) -> (bool, Option<Event>) {
+        // The kernel takes the header of a link layer off before the program sees the packet.
+        let frame = [&[0; 14], packet].concat();
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ..TestRunOptions::new()
+        };
+        let result = Self::egress(&mut self.ebpf).test_run(options).unwrap();
+        let event = self
+            .events
+            .next()
+            .map(|item| Event::read_from_bytes(&item).unwrap());
+        assert!(self.events.next().is_none(), "two events of one packet");
+        (result.return_value == 1, event)
+    }
+}
+
+/// A packet of `flow`, well-formed.
+fn packet(flow: &Flow) -> Vec<u8> {
+    let mut packet = match IpAddr::from(flow.dst) {
+        IpAddr::V4(dst) => {
+            let mut header = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, flow.proto, 0, 0];
+            header.extend(Ipv4Addr::new(192, 0, 2, 2).octets());
+            header.extend(dst.octets());
+            header
+        }
+        IpAddr::V6(dst) => {
+            let mut header = vec![0x60, 0, 0, 0, 0, 20, flow.proto, 64];
+            header.extend(Ipv6Addr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, 2]).octets());
+            header.extend(dst.octets());
+            header
+        }
+    };
+    packet.extend(40_000_u16.to_be_bytes());
+    packet.extend(flow.port.to_be_bytes());
+    packet.extend([0; 16]);
+    packet
+}
+
+fn some_addr() -> impl Strategy<Value = Addr> {
+    // Few networks, so that addresses, prefixes and special ranges meet.
+    let special = [
+        "127.0.0.1",
+        "127.9.9.9",
+        "::1",
+        "169.254.169.254",
+        "fd00:ec2::254",
+    ];
+    let special = special.map(|text| text.parse::<IpAddr>().unwrap());
+    let groups = ["224.0.0.251", "255.255.255.255", "ff02::fb"];
+    let groups = groups.map(|text| text.parse::<IpAddr>().unwrap());
+    prop_oneof![
+        4 => (0..4_u8, any::<u8>()).prop_map(|(net, host)| Ipv4Addr::new(198, 51, net, host).into()),
+        4 => (0..4_u16, any::<u16>())
+            .prop_map(|(net, host)| Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host).into()),
+        2 => prop::sample::select(special.to_vec()),
+        1 => prop::sample::select(groups.to_vec()),
+        1 => any::<u32>().prop_map(|word| IpAddr::from(word.to_be_bytes())),
+        1 => any::<u128>().prop_map(|word| IpAddr::from(word.to_be_bytes())),
+    ]
+    .prop_map(Addr::from)
+}
+
+fn some_port() -> impl Strategy<Value = u16> {
+    prop_oneof![3 => Just(443), 2 => Just(53), 2 => 8000..8010_u16, 1 => any::<u16>()]
+}
+
+fn some_proto() -> impl Strategy<Value = u8> {
+    let headers = [0, 43, 44, 60];
+    // Those are extension headers in IPv6; `faults` has them.
+    prop_oneof![
+        4 => Just(proto::TCP),
+        4 => Just(proto::UDP),
+        1 => Just(proto::ICMP),
+        1 => any::<u8>(),
+    ]
+    .prop_filter("no extension header", move |proto| !headers.contains(proto))
+}
+
+fn some_prefix() -> impl Strategy<Value = Prefix> {
+    let range = (some_proto(), some_port(), 0..20_u16)
+        .prop_map(|(proto, first, more)| PortRange::new(proto, first, first.saturating_add(more)));
+    let ranges = prop::collection::vec(range, 0..=jobfence_abi::MAX_RANGES);
+    (some_addr(), 0..=128_u32, ranges).prop_map(|(addr, bits, ranges)| Prefix {
+        addr,
+        // Prefixes of IPv4 networks lie within the mapped form.
+        bits: if addr.is_v4() { 96 + bits / 4 } else { bits },
+        grants: Grants::new(&ranges).unwrap(),
+    })
+}
+
+fn job(state: JobState) -> Job {
+    Job {
+        state,
+        generation: 1,
+        resolver_v4: 5300,
+        resolver_v6: 5301,
+        id: 7,
+    }
+}
+
+#[test]
+fn the_program_decides_as_the_host_does() {
+    // Somebody outside the job listens; the program finds the sockets in this namespace.
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let outside = [
+        tcp.local_addr().unwrap().port(),
+        udp.local_addr().unwrap().port(),
+    ];
+
+    let mut program = Program::load();
+    let states = [JobState::ENFORCE, JobState::AUDIT, JobState::CLOSED];
+    let to_listener = prop::sample::select(outside.to_vec());
+    let port = prop_oneof![8 => some_port(), 1 => to_listener, 1 => 5300..=5301_u16];
+    let flow = (some_addr(), port, some_proto()).prop_map(|(dst, port, proto)| {
+        let has_ports = proto == proto::TCP || proto == proto::UDP;
+        Flow::new(dst, if has_ports { port } else { 0 }, proto)
+    });
+    let cases = (
+        prop::sample::select(states.to_vec()),
+        prop::collection::vec(some_prefix(), 0..8),
+        prop::collection::vec(flow, 1..32),
+    );
+    let mut seen = std::collections::HashSet::new();
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let seen_by = std::cell::RefCell::new((&mut program, &mut seen));
+    runner
+        .run(&cases, |(state, mut prefixes, flows)| {
+            let (program, seen) = &mut *seen_by.borrow_mut();
+            // Of two equal prefixes the trie keeps the last.
+            let mut kept: Vec<Prefix> = Vec::new();
+            while let Some(prefix) = prefixes.pop() {
+                let same =
+                    |other: &Prefix| other.bits == prefix.bits && matches(other, &prefix.addr);
+                if !kept.iter().any(same) {
+                    kept.push(prefix);
+                }
+            }
+            program.set(job(state), &kept);
+            let rules = HostRules {
+                prefixes: &kept,
+                outside,
+            };
+            for flow in flows {
+                // A loopback look-up sees whatever else listens on this machine.
+                if flow.dst.is_loopback() && !outside.contains(&flow.port) && flow.port != 53 {
+                    continue;
+                }
+                let reason = decide(&flow, &job(state), &rules);
+                let (passed, event) = program.run(&packet(&flow));
+                let expected = state == JobState::AUDIT || reason.is_allowed();
+                prop_assert_eq!(passed, expected, "{:?}: {}", flow, reason.word());
+                match event {
+                    Some(event) => {
+                        prop_assert_eq!(event.reason, reason, "{}", event.reason.word());
+                        prop_assert_eq!(event.flow, flow);
+                        prop_assert_eq!(event.hook, Hook::PACKET);
+                    }
+                    None => prop_assert!(!reason.is_reported(), "{:?} was not reported", flow),
+                }
+                seen.insert(reason);
+            }
+            Ok(())
+        })
+        .unwrap();
+    // Else the comparison proves less than it seems to.
+    for reason in [
+        Reason::ALLOWED,
+        Reason::NO_RULE,
+        Reason::PORT,
+        Reason::PROTOCOL,
+        Reason::METADATA,
+        Reason::LOOPBACK,
+        Reason::MULTICAST,
+        Reason::RESOLVER_BYPASS,
+        Reason::CLOSED,
+    ] {
+        assert!(seen.contains(&reason), "no case came to {}", reason.word());
+    }
+}
+
+/// Everything is allowed here, so only the packet's form can be the reason.
+#[test]
+fn packets_that_hide_where_they_go_are_refused() {
+    let mut program = Program::load();
+    let all = [
+        PortRange::new(proto::TCP, 0, u16::MAX),
+        PortRange::new(proto::UDP, 0, u16::MAX),
+    ];
+    let everything = Prefix {
+        addr: Addr { words: [0; 4] },
+        bits: 0,
+        grants: Grants::new(&all).unwrap(),
+    };
+    program.set(job(JobState::ENFORCE), &[everything]);
+    let v4 = packet(&Flow::new(
+        IpAddr::from([198, 51, 100, 7]).into(),
+        443,
+        proto::TCP,
+    ));
+    let v6 = packet(&Flow::new(
+        "2001:db8::7".parse::<IpAddr>().unwrap().into(),
+        443,
+        proto::UDP,
+    ));
+    assert!(
+        program.run(&v4).0 && program.run(&v6).0,
+        "the packets as such are allowed"
+    );
+
+    let with = |packet: &[u8], at: usize, byte: u8| {
+        let mut packet = packet.to_vec();
+        packet[at] = byte;
+        packet
+    };
+    for (packet, reason) in [
+        (with(&v4, 0, 0x46), Reason::EXTENSION_HEADER),
+        (with(&v4, 0, 0x44), Reason::MALFORMED),
+        (with(&v4, 0, 0x55), Reason::MALFORMED),
+        (with(&v4, 6, 0x20), Reason::FRAGMENT),
+        (with(&v4, 7, 1), Reason::FRAGMENT),
+        (with(&v6, 6, 0), Reason::EXTENSION_HEADER),
+        (with(&v6, 6, 43), Reason::EXTENSION_HEADER),
+        (with(&v6, 6, 60), Reason::EXTENSION_HEADER),
+        (with(&v6, 6, 44), Reason::FRAGMENT),
+        (with(&v6, 6, 50), Reason::PROTOCOL),
+        (with(&v4, 9, 132), Reason::PROTOCOL),
+    ] {
+        let (passed, event) = program.run(&packet);
+        assert!(!passed, "passed: {packet:02x?}");
+        assert_eq!(
+            event.map(|event| event.reason),
+            Some(reason),
+            "{packet:02x?}"
+        );
+    }
+    for whole in [&v4, &v6] {
+        let needed = if whole[0] == 0x45 { 24 } else { 44 };
+        for length in 0..whole.len() {
+            let (passed, _) = program.run(&whole[..length]);
+            assert_eq!(passed, length >= needed, "{length} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_job_without_a_state_is_closed() {
+    let mut program = Program::load();
+    let flow = Flow::new(IpAddr::from([198, 51, 100, 7]).into(), 443, proto::TCP);
+    let (passed, event) = program.run(&packet(&flow));
+    assert!(!passed);
+    assert_eq!(event.unwrap().reason, Reason::CLOSED);
+}
