@@ -281,7 +281,10 @@ fn unfenced(internet: &Internet, command: &[&str], expect: &Expect) -> Result<()
 }
 
 /// The binary under test: `JOBFENCE_BIN`, else the one that was built beside the tests.
-fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn binary() -> Result<PathBuf> {
     let path = match env::var_os("JOBFENCE_BIN") {
         Some(path) => PathBuf::from(path),
         None => {

@@ -24,7 +24,7 @@ mod tls;
 mod wire;
 
 pub use dns::Data;
-pub use fence::{Expect, Fence, Fenced, denied, denied_name};
+pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name};
 pub use internet::Internet;
-pub use run::{Output, run};
+pub use run::{Output, eventually, run};
 pub use wire::{Arrival, Arrivals, Mark, Protocol};

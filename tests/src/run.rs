@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Seek as _},
     os::unix::process::CommandExt as _,
     process::{Command, ExitStatus},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -62,6 +63,19 @@ pub fn run(command: &mut Command, deadline: Duration) -> Result<Output> {
         bail!("not finished after {deadline:?}: {command:?}\n{output:?}");
     }
     Ok(output)
+}
+
+/// Waits until `condition` holds, and panics with `what` if it never does.
+///
+/// # Panics
+/// After ten seconds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "did not happen: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits for `pidfd`'s process to end; false if it has not after `limit`.

@@ -15,7 +15,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
-    ffi::OsString,
     fmt::Write as _,
     fs,
     io::ErrorKind,
@@ -77,10 +76,10 @@ const CLIENTS: [Client; 4] = [
         // From source, which also fetches what builds it.
         build: r#"
             "$PROGRAM" -m venv venv
-            venv/bin/pip wheel --no-cache-dir --no-binary six --wheel-dir wheels six
-            venv/bin/pip install --no-index wheels/six-*.whl
-            venv/bin/python -c 'import six'
-            mv wheels/six-*.whl artefact
+            venv/bin/pip wheel --no-cache-dir --no-binary idna --wheel-dir wheels idna
+            venv/bin/pip install --no-index wheels/idna-*.whl
+            venv/bin/python -c 'import idna'
+            mv wheels/idna-*.whl artefact
         "#,
         root_too: false,
     },
@@ -609,8 +608,7 @@ fn equip(command: &mut Command, program: &Path) {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = program.parent().map(Path::to_path_buf).into_iter();
     // What came from PATH can go back into it.
-    let path = env::join_paths(folders.chain(env::split_paths(&path)))
-        .unwrap_or_else(|_| OsString::from(path));
+    let path = env::join_paths(folders.chain(env::split_paths(&path))).unwrap_or_else(|_| path);
     command.env("PROGRAM", program).env("PATH", path);
     sh::scrub(command, |name| {
         name == "CARGO" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")

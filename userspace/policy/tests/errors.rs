@@ -16,9 +16,11 @@ fn error(policy: impl AsRef<[u8]>) -> String {
 fn every_mistake_is_shown_with_its_place() {
     for (case, policy, expected) in CASES {
         let shown = error(policy);
-        if shown != expected.trim_start_matches('\n') {
-            eprintln!("=== {case}\n{shown}\n--- expected{expected}");
-        }
+        assert_eq!(
+            shown,
+            expected.trim_start_matches('\n'),
+            "{case}; shown:\n{shown}\n"
+        );
     }
 }
 

@@ -205,6 +205,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let job = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
         .inspect_err(|_| discard(&cgroup))?;
     let signals = Signals::new().map_err(failed("take signals"))?;
+    let mut events = Events::new(&mut kernel)?;
 
     audit.recorder().job("started");
     let child = match launch::launch(&cgroup, &options.account, &options.command) {
@@ -225,7 +226,6 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     };
     audit.recorder().processes().set_root(child.id());
 
-    let mut events = Events::new(&mut kernel)?;
     let watched = watch(
         child,
         &cgroup,
@@ -237,34 +237,37 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     .await;
     // Whatever happened, nothing of the job goes on without the fence.
     let ended = job.end(&cgroup);
+    resolver.settle().await;
     events.drain(&audit);
-    let lost = kernel.counters(SLOT)?.lost;
+    let counted = kernel.counters(SLOT);
     let mut recorder = audit.recorder();
-    if lost > 0 {
-        recorder.loss(lost);
+    if let Ok(counters) = &counted
+        && counters.lost > 0
+    {
+        recorder.loss(counters.lost);
     }
     recorder.job("finished");
     let summary = recorder.finish();
-    let (status, failure) = match watched {
-        Ok(status) => (shell_status(status), None),
-        Err(error) => (0, Some(error.to_string())),
-    };
-    let log_failure = recorder
+    let log_error = recorder
         .log_error()
         .map(|error| format!("the log could not be written ({error}), so the job was ended"));
+    let failures = [
+        watched.as_ref().err().map(ToString::to_string),
+        log_error,
+        ended.err().map(|error| error.to_string()),
+        counted.err().map(|error| error.to_string()),
+    ];
     Ok(Outcome {
         summary,
-        status,
+        status: watched.map_or(0, shell_status),
         not_executed: None,
-        failure: failure
-            .or(log_failure)
-            .or(ended.err().map(|error| error.to_string())),
+        failure: failures.into_iter().flatten().next(),
     })
 }
 
-/// What a fenced cgroup needs for as long as something is in it.
+/// What a fenced cgroup needs for as long as something is in it. When it is dropped without
+/// [`Fenced::end`], the reaper takes over: the fence stays until the cgroup is empty.
 struct Fenced {
-    // Dropped, and so taken down, after the cgroup is empty.
     fence: kernel::Fence,
     reaper: Reaper,
 }
@@ -288,19 +291,22 @@ impl Fenced {
             addresses,
         };
         let fence = kernel.fence(cgroup.path(), id, SLOT, &spec)?;
-        let reaper = Reaper::start(cgroup, fence.pins()).map_err(failed("start the reaper"))?;
-        Ok(Self { fence, reaper })
+        match Reaper::start(cgroup, fence.pins()) {
+            Ok(reaper) => Ok(Self { fence, reaper }),
+            Err(error) => {
+                fence.take_down().map_err(failed("take down the fence"))?;
+                Err(failed("start the reaper")(error))
+            }
+        }
     }
 
     /// Ends the job, and only then takes down its fence. When processes cannot be ended, the
-    /// fence stays, and the reaper with it.
+    /// fence stays, and the reaper, which goes on trying.
     fn end(self, cgroup: &Cgroup) -> Result<(), RunError> {
-        if let Err(error) = cgroup.end() {
-            self.fence.leave();
-            drop(self.reaper);
-            return Err(error.into());
-        }
-        drop(self.fence);
+        cgroup.end()?;
+        self.fence
+            .take_down()
+            .map_err(failed("take down the fence"))?;
         self.reaper
             .dismiss()
             .map_err(failed("send the reaper away"))

@@ -228,9 +228,30 @@ impl Kernel {
             .map_err(|source| io_error(cgroup, source))?
             .ino();
         let pins = Pins::make(id)?;
+        let fence = Fence { pins };
+        match self.fill(&fence, &folder, cgroup, cgroup_id, slot, spec) {
+            Ok(()) => Ok(fence),
+            Err(error) => {
+                if let Err(error) = fence.take_down() {
+                    tracing::warn!(%error, "a fence around an empty cgroup is left behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(
+        &mut self,
+        fence: &Fence,
+        folder: &File,
+        cgroup: &Path,
+        cgroup_id: u64,
+        slot: u32,
+        spec: &JobSpec,
+    ) -> Result<(), KernelError> {
         for (name, _) in PROGRAMS {
-            let link = self.attach(name, &folder, cgroup)?;
-            let path = pins.folder.join(name);
+            let link = self.attach(name, folder, cgroup)?;
+            let path = fence.pins().join(name);
             link.pin(&path).map_err(|source| KernelError::Pin {
                 program: name,
                 path,
@@ -267,7 +288,7 @@ impl Kernel {
                 .insert(CgroupStorageKey::new(cgroup_id, attach_type), slot, 0)
                 .map_err(map("SLOTS"))?;
         }
-        Ok(Fence { pins })
+        Ok(())
     }
 
     fn attach(
@@ -335,15 +356,20 @@ impl Kernel {
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of tries.
 const NO_PREALLOC: u32 = 1;
 
-/// A fenced job. Dropping it takes the fence down.
+/// A fenced job. The fence outlives this value: only [`Fence::take_down`] ends it, so that no
+/// error path opens one.
 pub struct Fence {
     pins: Pins,
 }
 
 impl Fence {
-    /// Leaves the fence up: something is still in the cgroup. Whoever empties it calls [`unpin`].
-    pub fn leave(self) {
-        std::mem::forget(self.pins);
+    /// Takes the fence down: only for a cgroup in which nothing runs any more.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn take_down(self) -> io::Result<()> {
+        unpin(&self.pins.folder)
     }
 
     /// The folder in which the links are pinned.

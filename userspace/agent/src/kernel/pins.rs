@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{BPFFS, KernelError, io_error};
 
-/// The pinned links of one job; unpinned on drop.
+/// The pinned links of one job. They stay pinned when this is dropped.
 pub(super) struct Pins {
     pub(super) folder: PathBuf,
     _lock: File,
@@ -54,14 +54,6 @@ impl Pins {
             folder,
             _lock: lock,
         })
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        if let Err(error) = unpin(&self.folder) {
-            tracing::warn!(path = %self.folder.display(), %error, "could not unpin the fence");
-        }
     }
 }
 

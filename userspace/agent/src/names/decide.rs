@@ -120,6 +120,12 @@ impl Decider {
         Semaphore::new(MAX_WAITING)
     }
 
+    /// Waits until no question waits for an upstream resolver.
+    pub(super) async fn settle(&self) {
+        // Fails only when somebody closes the semaphore, which nobody does.
+        let _ = self.waiting.acquire_many(MAX_WAITING as u32).await;
+    }
+
     /// Reads a message; where it is no question, `Err` with the reply, if it deserves one.
     pub(super) fn read(
         &self,

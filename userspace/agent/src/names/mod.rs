@@ -31,7 +31,7 @@ mod upstream;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use jobfence_abi::Reason;
@@ -63,6 +63,7 @@ pub struct Config<'a> {
 /// The resolver of one job. It answers until it is dropped.
 pub struct Resolver {
     ports: Ports,
+    decider: Arc<Decider>,
     _tasks: JoinSet<()>,
 }
 
@@ -110,6 +111,7 @@ impl Resolver {
         }
         Ok(Self {
             ports,
+            decider,
             _tasks: tasks,
         })
     }
@@ -118,6 +120,23 @@ impl Resolver {
     #[must_use]
     pub fn ports(&self) -> Ports {
         self.ports
+    }
+
+    /// Waits until every question that has arrived is answered, and so noted: for the end of a
+    /// job, which can ask and be gone. Takes no longer than an upstream resolver may.
+    pub async fn settle(&self) {
+        let addresses = [
+            Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.v4))),
+            self.ports
+                .v6
+                .map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port))),
+        ];
+        for address in addresses.into_iter().flatten() {
+            if let Err(error) = server::settle(address).await {
+                tracing::warn!(%error, "the last questions of the job may be missing from its log");
+            }
+        }
+        self.decider.settle().await;
     }
 }
 

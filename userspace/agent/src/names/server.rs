@@ -79,6 +79,31 @@ impl Pair {
     }
 }
 
+/// A question for the address of `localhost`, which needs no rule and leaves no event (RFC 1035
+/// section 4.1).
+const LOCALHOST: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x09localhost\0\0\x01\0\x01";
+
+/// How long an answer to that question may take.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Asks the resolver at `address` a question of its own. Questions are taken in the order in which
+/// they came, so when this one is answered, the others have been read.
+pub(super) async fn settle(address: SocketAddr) -> io::Result<()> {
+    let mut answer = [0; 512];
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let udp = UdpSocket::bind((any, 0)).await?;
+    udp.send_to(LOCALHOST, address).await?;
+    timeout(SETTLE, udp.recv(&mut answer)).await??;
+    let mut tcp = timeout(SETTLE, TcpStream::connect(address)).await??;
+    let length = u16::try_from(LOCALHOST.len()).map_err(io::Error::other)?;
+    tcp.write_all(&[&length.to_be_bytes(), LOCALHOST].concat())
+        .await?;
+    timeout(SETTLE, tcp.read(&mut answer)).await?.map(drop)
+}
+
 async fn serve_udp(socket: Arc<UdpSocket>, decider: Arc<Decider>) {
     let mut buffer = vec![0; MAX_QUESTION];
     let mut waiting = JoinSet::new();
