@@ -11,9 +11,8 @@ use jobfence_abi::{Addr, DNS_PORT, Flow, Hook, Job, Redirect, Socket, decide, pr
 use crate::{
     maps::{SOCKETS, job},
     process,
-    report::{Attempt, record},
+    report::{Attempt, record, record_new},
     rules::KernelRules,
-    socket::{MPTCP, belongs},
 };
 
 /// The address family of the hook, as it lies in the context.
@@ -36,8 +35,8 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
     if socket.is_null() {
         return 0;
     }
-    // SAFETY: checked above. Programs on other processors may write the same entry; every field
-    // is only a hint for reports, or is checked against the packet before it counts.
+    // SAFETY: checked above. Programs on other processors may write the same entry; see
+    // `jobfence_abi::Socket` on what that can do.
     let socket = unsafe { &mut *socket };
     process::stamp(socket);
 
@@ -49,11 +48,7 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         // A send with control messages on a connected socket, which carries no address here.
         return 1;
     }
-    let proto = if protocol == MPTCP {
-        proto::TCP
-    } else {
-        protocol as u8
-    };
+    let proto = protocol as u8;
     let flow = Flow::new(asked.effective(), port, proto);
     if port == DNS_PORT
         && (proto == proto::UDP || proto == proto::TCP)
@@ -67,10 +62,6 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         // would take (RFC 6724). What is sent is decided as a packet.
         return 1;
     }
-    if sending && socket.pass == 1 && socket.generation == job.generation && socket.flow == flow {
-        return i32::from(belongs(socket, job));
-    }
-
     let rules = KernelRules {
         // SAFETY: a plain pointer to the context for the look-up helpers.
         ctx: addr.cast(),
@@ -84,23 +75,22 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         source_port: 0,
     };
     let reason = decide(&flow, job, &rules);
-    let pass = if reason.is_reported() {
-        let attempt = Attempt {
-            slot,
-            hook: Hook::CONNECT,
-            reason,
-            family: AF[usize::from(family == Family::V6)],
-            flow,
-            socket_type: 0,
-        };
-        record(&attempt, job, socket)
-    } else {
-        true
+    if !reason.is_reported() {
+        return 1;
+    }
+    let attempt = Attempt {
+        slot,
+        hook: Hook::CONNECT,
+        reason,
+        family: AF[usize::from(family == Family::V6)],
+        flow,
+        socket_type: 0,
     };
-    socket.flow = flow;
-    socket.generation = job.generation;
-    socket.pass = u32::from(pass);
-    i32::from(pass)
+    i32::from(if sending {
+        record_new(&attempt, job, socket)
+    } else {
+        record(&attempt, job, socket)
+    })
 }
 
 /// Sends a question to the job's resolver, and keeps where it was meant to go. `false` when the

@@ -15,13 +15,16 @@ use jobfence_abi::{Addr, Client, ClientKey, Flow, Hook, Job, Reason, Socket, dec
 
 use crate::{
     maps::{CLIENTS, SOCKETS, job},
-    report::{Attempt, Counter, count, record},
+    report::{Attempt, record_new},
     rules::KernelRules,
 };
 
 /// The loopback interface's index, which Linux gives it in every network namespace
 /// (`LOOPBACK_IFINDEX`, net/flow.h).
 const LOOPBACK: u32 = 1;
+
+/// `TCP_LISTEN` of `net/tcp_states.h`, which `bpf_sock.state` holds.
+const LISTEN: u32 = 10;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -50,7 +53,7 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
     let Some((slot, job)) = job() else { return 0 };
     // SAFETY: the context is the program's own. The hook runs only with a full socket, and the
     // verifier wants both checks.
-    let socket = unsafe {
+    let (socket, state) = unsafe {
         let sk = (*skb).__bindgen_anon_2.sk;
         if sk.is_null() {
             return 0;
@@ -59,34 +62,36 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         if sk.is_null() {
             return 0;
         }
-        SOCKETS.find_or_make(sk)
+        let state = (*sk).state;
+        (SOCKETS.find_or_make(sk), state)
     };
     if socket.is_null() {
         return 0;
     }
-    // SAFETY: checked above; see `connect::outgoing` on other writers.
+    // SAFETY: checked above; see `jobfence_abi::Socket` on what other processors can do.
     let socket = unsafe { &mut *socket };
 
     let header = read(skb);
     let flow = header.flow;
-    let known = socket.generation == job.generation && socket.flow == flow;
-    if known && socket.pass == 1 && header.fault.is_allowed() {
+    // A listener answers whoever knocks, on several processors at once and without its lock.
+    let connection = flow.proto == proto::TCP && state != LISTEN;
+    let sound = header.fault.is_allowed();
+    if connection && sound && socket.generation == job.generation && socket.allowed == flow {
         return 1;
     }
 
-    let reason = judge(skb, slot, job, &header);
+    let mut reason = judge(skb, slot, job, &header);
     if reason == Reason::RESOLVER {
-        // Not kept as the socket's flow: each question may come from another process.
+        // Not kept: each question may come from another process.
         remember(slot, &header, socket);
         return 1;
     }
     if !reason.is_reported() {
-        return keep(socket, job, flow, true);
+        // Not kept either: who listens at a loopback address can change.
+        return 1;
     }
-    if known && socket.pass == 0 && header.fault.is_allowed() && !reason.is_allowed() {
-        // Already reported: a retransmission, or a send after a refused one.
-        count(slot, Counter::DroppedAgain);
-        return 0;
+    if flow.proto == proto::TCP && state == LISTEN && !reason.is_allowed() {
+        reason = Reason::INBOUND;
     }
     let attempt = Attempt {
         slot,
@@ -96,16 +101,11 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         flow,
         socket_type: 0,
     };
-    let pass = record(&attempt, job, socket);
-    keep(socket, job, flow, pass)
-}
-
-/// Keeps the verdict with the socket.
-#[inline(always)]
-fn keep(socket: &mut Socket, job: &Job, flow: Flow, pass: bool) -> i32 {
-    socket.flow = flow;
-    socket.generation = job.generation;
-    socket.pass = u32::from(pass);
+    let pass = record_new(&attempt, job, socket);
+    if pass && connection && sound {
+        socket.allowed = flow;
+        socket.generation = job.generation;
+    }
     i32::from(pass)
 }
 

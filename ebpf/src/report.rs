@@ -1,7 +1,7 @@
 //! Putting attempts into the ring buffer.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use jobfence_abi::{Event, Flow, Hook, Job, JobState, Reason, Socket};
+use jobfence_abi::{Event, Flow, Hook, Job, JobState, Reason, Socket, digest};
 
 use crate::maps::{COUNTERS, EVENTS};
 
@@ -15,13 +15,28 @@ pub(crate) struct Attempt {
     pub(crate) socket_type: u32,
 }
 
-/// Records `attempt` of the process that `socket` names, and says whether it may go on.
+/// Records `attempt` on `socket`, unless it is what was recorded last there, and says whether it
+/// may go on.
+#[inline(always)]
+pub(crate) fn record_new(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool {
+    if socket.reported != digest(&attempt.flow, attempt.reason, job) {
+        return record(attempt, job, socket);
+    }
+    let passed = passes(attempt, job);
+    if !passed {
+        // A retransmission, or a send after a refused one.
+        count(attempt.slot, Counter::DroppedAgain);
+    }
+    passed
+}
+
+/// Records `attempt`, whatever was recorded before it, and says whether it may go on.
 ///
 /// What finds no room in the ring buffer is denied and counted: nothing leaves unlogged. Only in
 /// audit mode does it go on, since there nothing is ever denied; it is counted all the same.
 #[inline(always)]
-pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &Socket) -> bool {
-    let passed = job.state == JobState::AUDIT || attempt.reason.is_allowed();
+pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool {
+    let passed = passes(attempt, job);
     let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
         count(attempt.slot, Counter::Lost);
         return job.state == JobState::AUDIT;
@@ -41,7 +56,14 @@ pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &Socket) -> bool {
         comm: socket.comm,
     });
     entry.submit(0);
+    socket.reported = digest(&attempt.flow, attempt.reason, job);
     passed
+}
+
+/// Whether an attempt is let through.
+#[inline(always)]
+fn passes(attempt: &Attempt, job: &Job) -> bool {
+    job.state == JobState::AUDIT || attempt.reason.is_allowed()
 }
 
 /// A counter of [`jobfence_abi::Counters`].

@@ -5,7 +5,7 @@
 //! the loopback interface is known to be inside, and how a packet finds the process behind it.
 
 use aya_ebpf::{bindings::bpf_sock, programs::SockContext};
-use jobfence_abi::{Flow, Hook, Job, JobState, Reason, Socket, proto};
+use jobfence_abi::{Flow, Hook, Job, JobState, Reason, proto};
 
 use crate::{
     maps::{SOCKETS, job},
@@ -17,8 +17,8 @@ use crate::{
 const STREAM: u32 = 1;
 const DGRAM: u32 = 2;
 const RAW: u32 = 3;
-/// `IPPROTO_MPTCP` of `linux/in.h`: its packets are TCP.
-pub(crate) const MPTCP: u32 = 262;
+/// `IPPROTO_MPTCP` of `linux/in.h`.
+const MPTCP: u32 = 262;
 
 /// Lets the socket be made (1) or refuses it with `EPERM` (0).
 #[inline(always)]
@@ -66,17 +66,13 @@ unsafe fn judge(sk: *mut bpf_sock, job: &Job) -> Reason {
         Reason::CLOSED
     } else if kind == RAW {
         Reason::RAW_SOCKET
-    } else if kind == STREAM && (protocol == u32::from(proto::TCP) || protocol == MPTCP)
+    } else if protocol == MPTCP {
+        Reason::MPTCP
+    } else if kind == STREAM && protocol == u32::from(proto::TCP)
         || kind == DGRAM && protocol == u32::from(proto::UDP)
     {
         Reason::ALLOWED
     } else {
         Reason::PROTOCOL
     }
-}
-
-/// Whether `socket` may still be used by `job`: it was made by one of the job's processes.
-#[inline(always)]
-pub(crate) fn belongs(socket: &Socket, job: &Job) -> bool {
-    socket.job == job.id
 }

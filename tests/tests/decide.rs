@@ -212,6 +212,7 @@ fn job(state: JobState) -> Job {
         resolver_v4: 5300,
         resolver_v6: 5301,
         id: 7,
+        key: 1,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio, id},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -98,7 +98,7 @@ fn refuses(
     let start = internet.mark();
     let output = output(internet, through, options, &PROBE);
     assert!(!ran(internet).exists(), "the command ran: {output:#?}");
-    let arrived = internet.since(start);
+    let arrived = internet.attempts_since(start);
     assert!(arrived.is_empty(), "sent: {arrived}{output:#?}");
     assert_eq!(output.status.code(), Some(code), "{output:#?}");
     assert_eq!(output.stdout, "", "{output:#?}");
@@ -157,20 +157,14 @@ impl Cgroup {
         folders.map(|entry| entry.path()).collect()
     }
 
-    /// The cgroup and the pins of the only job in it.
+    /// The cgroup of the only job in it.
     #[track_caller]
-    fn job(&self) -> (PathBuf, PathBuf) {
+    fn job(&self) -> PathBuf {
         let jobs = self.jobs();
         let [job] = jobs.as_slice() else {
             panic!("not one job: {jobs:?}");
         };
-        let id = job.file_name().and_then(|name| name.to_str());
-        let id = id.and_then(|name| name.strip_prefix("jobfence-"));
-        let id = id.expect("jobfence- and the job's id");
-        let versions = fs::read_dir("/sys/fs/bpf/jobfence").expect("pins of jobs");
-        let mut pins = versions.flatten().map(|version| version.path().join(id));
-        let pins = pins.find(|pins| pins.exists());
-        (job.clone(), pins.expect("the links are pinned by job id"))
+        job.clone()
     }
 
     fn kill(&self) -> io::Result<()> {
@@ -250,7 +244,7 @@ fn without_root_nothing_runs() -> Result<()> {
     let refused = run(&mut words(&nobody), DEADLINE)?;
     assert_eq!(refused.status.code(), Some(111), "{refused:#?}");
     assert!(!ran(&internet).exists(), "{refused:#?}");
-    assert!(internet.since(start).is_empty(), "{refused:#?}");
+    assert!(internet.attempts_since(start).is_empty(), "{refused:#?}");
     for part in ["root", "sudo"] {
         assert!(refused.stderr.contains(part), "{refused:#?}");
     }
@@ -456,7 +450,7 @@ fn a_log_that_fills_up_ends_the_job() -> Result<()> {
         for part in ["the log could not be written", "No space left on device"] {
             assert!(output.stderr.contains(part), "{log}: {output:#?}");
         }
-        let arrived = internet.since(start);
+        let arrived = internet.attempts_since(start);
         assert!(arrived.is_empty(), "{log}: sent: {arrived}");
     }
     Ok(())
@@ -635,6 +629,23 @@ fn a_usage_error_runs_nothing() -> Result<()> {
 
 // The sudden end.
 
+/// Gives this internet a bpf file system of its own: jobfence ends what a killed one left behind
+/// there, and other tests' are not to end this one's.
+fn own_bpffs(internet: &Internet) -> Result<()> {
+    let mut mount = internet.command("mount");
+    let output = run(mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]), DEADLINE)?;
+    ensure!(output.status.success(), "{output:#?}");
+    Ok(())
+}
+
+/// The links of jobs that are pinned on this internet's bpf file system.
+fn pins(internet: &Internet) -> Vec<String> {
+    let mut find = internet.command("find");
+    let output = run(find.args(["/sys/fs/bpf", "-type", "f"]), DEADLINE).expect("find");
+    let files = output.stdout.lines().map(str::to_owned);
+    files.filter(|file| !file.ends_with(".debug")).collect()
+}
+
 /// Four processes, three of which go to the background in three ways, try whatever [`POLICY`]
 /// does not allow, for ever or (with any second argument) once. Each writes `pid-N`, and a byte
 /// to `tries-N` after every round; what gets through is noted in `leaks`.
@@ -694,7 +705,7 @@ impl Triers {
         eventually("each has tried", || {
             triers.tries().iter().all(|&tries| tries == 1)
         });
-        let arrived = internet.since(start);
+        let arrived = internet.attempts_since(start);
         for ip in BLOCKED.both() {
             assert!(!arrived.to(ip).port(443).is_empty(), "proves nothing");
             assert!(!arrived.to(ip).port(5000).is_empty(), "proves nothing");
@@ -748,18 +759,19 @@ fn start_triers(internet: &Internet, cgroup: &Cgroup) -> Result<(Running, Triers
 fn a_killed_jobfence_takes_its_job_along_and_nothing_leaks() -> Result<()> {
     let internet = Internet::new()?;
     Triers::prove(&internet)?;
+    own_bpffs(&internet)?;
     let cgroup = Cgroup::new()?;
     let start = internet.mark();
     let (mut jobfence, triers) = start_triers(&internet, &cgroup)?;
     let pids = triers.pids()?;
-    let (_, pins) = cgroup.job();
+    assert!(!pins(&internet).is_empty(), "where are its links?");
     jobfence.kill()?;
     eventually("the job ends with jobfence", || {
         pids.iter().all(|pid| is_gone(pid))
     });
     eventually("its cgroup is removed", || cgroup.jobs().is_empty());
-    eventually("its fence is unpinned", || !pins.exists());
-    let arrived = internet.since(start);
+    eventually("its fence is unpinned", || pins(&internet).is_empty());
+    let arrived = internet.attempts_since(start);
     assert!(arrived.is_empty(), "passed the fence: {arrived}");
     assert_eq!(triers.leaks(), "");
     Ok(())
@@ -785,11 +797,11 @@ fn reaper(cgroup: &Path) -> Result<Pid> {
 fn what_outlives_jobfence_and_its_reaper_stays_fenced() -> Result<()> {
     let internet = Internet::new()?;
     Triers::prove(&internet)?;
+    own_bpffs(&internet)?;
     let cgroup = Cgroup::new()?;
     let start = internet.mark();
     let (mut jobfence, triers) = start_triers(&internet, &cgroup)?;
-    let (job, pins) = cgroup.job();
-    kill_process(reaper(&job)?, Signal::KILL)?;
+    kill_process(reaper(&cgroup.job())?, Signal::KILL)?;
     jobfence.kill()?;
     let pids = triers.pids()?;
     // The kernel ends the first process with jobfence; nobody is left to end the others.
@@ -798,12 +810,75 @@ fn what_outlives_jobfence_and_its_reaper_stays_fenced() -> Result<()> {
     eventually("the others go on trying", || {
         (1..4).all(|number| triers.tries()[number] >= before[number] + 200)
     });
-    let arrived = internet.since(start);
-    let leaks = triers.leaks();
-    cgroup.kill()?;
-    fs::remove_dir_all(&pins)?;
+    let arrived = internet.attempts_since(start);
     assert!(arrived.is_empty(), "passed the fence: {arrived}");
-    assert_eq!(leaks, "");
+    assert_eq!(triers.leaks(), "");
+
+    // The next jobfence on the host ends them, and their fence after them.
+    let policy = policy_file(&internet, POLICY);
+    runs(&internet, &[], &["--policy", &policy, "--user", "nobody"]);
+    assert!(pids.iter().all(|pid| is_gone(pid)), "still there");
+    assert!(cgroup.jobs().is_empty(), "{:?}", cgroup.jobs());
+    assert_eq!(pins(&internet), [""; 0]);
+    let packets = BLOCKED
+        .both()
+        .map(|ip| internet.attempts_since(start).to(ip));
+    assert!(
+        packets.iter().all(|packets| packets.is_empty()),
+        "{packets:?}"
+    );
+    assert_eq!(triers.leaks(), "");
+    Ok(())
+}
+
+#[test]
+fn whenever_in_its_start_jobfence_is_killed_nothing_leaks_and_nothing_stays() -> Result<()> {
+    const MOMENTS: u32 = 25;
+    let internet = Internet::new()?;
+    own_bpffs(&internet)?;
+    let cgroup = Cgroup::new()?;
+    let policy = policy_file(&internet, POLICY);
+    let options = ["--policy", &policy, "--user", "nobody"];
+    let address = BLOCKED.v4.to_string();
+    let start = internet.mark();
+    let job = || {
+        let command = ["python3", "-c", ENDLESS, &address];
+        let mut command = jobfence(&internet, &cgroup.enter(), &options, &command);
+        command.stderr(Stdio::null()).spawn().map(Running)
+    };
+    // How long it takes until the command is there: the job's first process, and its python3.
+    let begun = Instant::now();
+    let mut first = job()?;
+    let procs = || {
+        let jobs = cgroup.jobs();
+        let procs = jobs
+            .iter()
+            .map(|job| fs::read_to_string(job.join("cgroup.procs")));
+        procs.flatten().collect::<String>()
+    };
+    eventually("the job has begun", || !procs().is_empty());
+    let step = begun.elapsed() * 5 / 4 / MOMENTS;
+    first.kill()?;
+    for moment in 0..MOMENTS {
+        let mut jobfence = job()?;
+        thread::sleep(step * moment);
+        jobfence.kill()?;
+    }
+    eventually("what had begun is ended", || procs().is_empty());
+    let arrived = internet.attempts_since(start);
+    assert!(arrived.is_empty(), "passed the fence: {arrived}");
+    // A fence around nothing may be left, until the next start.
+    runs(&internet, &cgroup.enter(), &options);
+    assert_eq!(pins(&internet), [""; 0]);
+    assert_eq!(procs(), "");
+
+    // Unfenced, the same command is heard.
+    let start = internet.mark();
+    let mut command = internet.command("python3");
+    let _endless = Running(command.args(["-c", ENDLESS, &address]).spawn()?);
+    eventually("the command is heard without a fence", || {
+        !internet.since(start).to(BLOCKED.v4).is_empty()
+    });
     Ok(())
 }
 

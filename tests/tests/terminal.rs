@@ -3,11 +3,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read as _, Write as _},
-    os::{
-        fd::OwnedFd,
-        unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
-    },
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -157,6 +154,12 @@ impl Terminal {
         }
     }
 
+    /// Takes the terminal away.
+    fn hang_up(&mut self) -> Result<()> {
+        self.keyboard = File::open("/dev/null")?;
+        Ok(())
+    }
+
     /// Sends `signal` to the first process alone.
     fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
@@ -291,7 +294,17 @@ fn keys_reach_the_command() -> Result<()> {
     Ok(())
 }
 
-/// Starts an interactive shell and in it, as `./job`, `jobfence run` for `command`.
+/// Repeats each line, says when it is continued, and writes its process id to `pid`.
+const LINES: &str = r"
+import os, signal, sys
+open('pid.new', 'w').write(str(os.getpid()))
+os.rename('pid.new', 'pid')
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'continued\n'))
+os.write(1, b'ready\n')
+for line in sys.stdin: os.write(1, b'read ' + line.encode())
+";
+
+/// Starts an interactive shell where there are [`LINES`] as `lines.py` and, as `./job`, `jobfence run` for `command`.
 fn shell(internet: &Internet, command: &[&str]) -> Result<Terminal> {
     let quoted: Vec<_> = jobfence(internet, command)
         .iter()
@@ -299,40 +312,57 @@ fn shell(internet: &Internet, command: &[&str]) -> Result<Terminal> {
         .collect();
     let script = format!("exec {}\n", quoted.join(" "));
     fs::write(internet.home().join("job"), script)?;
+    fs::write(internet.home().join("lines.py"), LINES)?;
     let words = ["bash", "--norc", "--noprofile", "--noediting", "-i"].map(str::to_owned);
     let mut terminal = Terminal::start(internet, &words, None)?;
     terminal.expect("prompt> ");
     Ok(terminal)
 }
 
+/// Waits until the process and its parent are stopped. A shell sees only the latter, and the
+/// former may take the next line before it sees the signal.
+#[track_caller]
+fn stopped(pid: &str) {
+    let stat = |pid: &str| -> (String, String) {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+        let (_, fields) = stat.rsplit_once(") ").expect("fields after the name");
+        let mut fields = fields.split(' ').map(str::to_owned);
+        let mut next = || fields.next().expect("a field");
+        (next(), next())
+    };
+    eventually("it and its parent are stopped", || {
+        let (state, parent) = stat(pid);
+        state == "T" && stat(&parent).0 == "T"
+    });
+}
+
 #[test]
 fn a_job_is_stopped_and_continued_by_its_shell() -> Result<()> {
     let internet = Internet::new()?;
-    let script = "
-import signal, sys
-signal.signal(signal.SIGCONT, lambda *_: print('continued', flush=True))
-print('ready', flush=True)
-for line in sys.stdin: print('read', line, flush=True)
-";
-    let mut terminal = shell(&internet, &["python3", "-c", script])?;
+    let mut terminal = shell(&internet, &["python3", "lines.py"])?;
     terminal.press("sh ./job\n")?;
     terminal.expect("ready");
+    let job = pid(&internet)?;
     for _ in 0..2 {
         terminal.press(SUSPEND)?;
         terminal.expect("Stopped");
         terminal.expect("prompt> ");
+        stopped(&job);
         terminal.press("fg\n")?;
         terminal.expect("continued");
         terminal.press("a line\n")?;
         terminal.expect("read a line");
     }
-    // Behind the shell it runs on, and is stopped when it reads what is not its own.
+    // Behind the shell it goes on, until it reads what is not for it.
     terminal.press(SUSPEND)?;
     terminal.expect("Stopped");
+    terminal.expect("prompt> ");
+    stopped(&job);
     terminal.press("bg\n")?;
     terminal.expect("continued");
+    stopped(&job);
     terminal.press("fg\n")?;
-    terminal.expect("sh ./job");
+    terminal.expect("sh ./job\r\n");
     terminal.press("again\n")?;
     terminal.expect("read again");
     terminal.press(INTERRUPT)?;
@@ -351,15 +381,15 @@ fn a_shell_in_the_fence_controls_jobs_of_its_own() -> Result<()> {
     let mut terminal = shell(&internet, &inner)?;
     terminal.press("sh ./job\n")?;
     terminal.expect("prompt> ");
-    terminal.press("cat\n")?;
-    terminal.press("echoed\n")?;
-    terminal.expect("echoed\r\nechoed");
+    terminal.press("python3 lines.py\n")?;
+    terminal.expect("ready");
     terminal.press(SUSPEND)?;
     terminal.expect("Stopped");
+    terminal.expect("prompt> ");
     terminal.press("fg\n")?;
-    terminal.expect("cat");
-    terminal.press("once more\n")?;
-    terminal.expect("once more\r\nonce more");
+    terminal.expect("continued");
+    terminal.press("a line\n")?;
+    terminal.expect("read a line");
     terminal.press(INTERRUPT)?;
     terminal.expect("prompt> ");
     terminal.press("exit 5\n")?;
@@ -436,13 +466,147 @@ fn is_gone(pid: &str) -> bool {
     }
 }
 
-/// Takes the terminal away and waits for the end of the job and of the first process.
-fn hang_up(internet: &Internet, terminal: Terminal) -> Result<ExitStatus> {
-    let job = pid(internet)?;
-    let Terminal { mut child, .. } = hung_up(terminal);
+#[test]
+fn a_job_ends_with_its_terminal() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut terminal = shell(&internet, &["sh", "-c", WAIT])?;
+    terminal.press("sh ./job\n")?;
+    let job = pid(&internet)?;
+    terminal.hang_up()?;
     eventually("the job ends with its terminal", || is_gone(&job));
-    eventually("jobfence ends with its terminal", || {
-        matches!(child.try_wait(), Ok(Some(_)))
+    Ok(())
+}
+
+/// Prints what becomes of SIGHUP, then waits for the end of the input.
+const HANGUP: &str = "
+import signal, sys
+print(signal.getsignal(signal.SIGHUP).name, flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn after_nohup_the_command_ignores_hangups() -> Result<()> {
+    let internet = Internet::new()?;
+    for (nohup, expected, code) in [
+        (true, "SIG_IGN\n", Some(0)),
+        (false, "SIG_DFL\n", Some(129)),
+    ] {
+        let mut words = jobfence(&internet, &["python3", "-c", HANGUP]);
+        if nohup {
+            words.insert(0, "nohup".to_owned());
+        }
+        let mut child = command(&internet, &words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let input = child.stdin.take().context("no pipe")?;
+        let mut output = BufReader::new(child.stdout.take().context("no pipe")?);
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        assert_eq!(line, expected);
+        kill_process(Pid::from_child(&child), Signal::HUP)?;
+        if nohup {
+            // It goes on; what ends it is the end of its input.
+            drop(input);
+        }
+        assert_eq!(child.wait()?.code(), code);
+    }
+    Ok(())
+}
+
+// Standard streams.
+
+/// Ten megabytes in which every byte occurs, and no pattern repeats soon.
+fn data() -> Vec<u8> {
+    let mut state = 1_u64;
+    std::iter::repeat_with(|| {
+        // Xorshift, by George Marsaglia.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(10_000_000 / 8)
+    .flatten()
+    .collect()
+}
+
+#[test]
+fn ten_megabytes_pass_through_both_streams_unchanged() -> Result<()> {
+    let internet = Internet::new()?;
+    let data = data();
+    let mut child = command(&internet, &jobfence(&internet, &["cat"]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("no pipe")?;
+    let writer = thread::spawn({
+        let data = data.clone();
+        move || input.write_all(&data)
     });
-    Ok(child.wait()?)
+    let output = child.wait_with_output()?;
+    writer.join().expect("the writer does not panic")?;
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout.len(), data.len(), "not all of it, or more");
+    assert!(output.stdout == data, "changed on the way");
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(report.starts_with("jobfence: "), "no report: {report}");
+    Ok(())
+}
+
+#[test]
+fn the_report_of_a_violation_is_on_standard_error_only() -> Result<()> {
+    let internet = Internet::new()?;
+    let script = "
+import socket
+print('the output')
+try: socket.create_connection(('198.51.100.20', 443), 5)
+except PermissionError: pass
+";
+    let words = jobfence(&internet, &["python3", "-c", script]);
+    let output = run(&mut command(&internet, &words), DEADLINE)?;
+    assert_eq!(output.status.code(), Some(110), "{output:#?}");
+    assert_eq!(output.stdout, "the output\n");
+    assert!(output.stderr.contains("198.51.100.20:443"), "{output:#?}");
+    Ok(())
+}
+
+#[test]
+fn closed_streams_are_no_obstacle() -> Result<()> {
+    let internet = Internet::new()?;
+    for close in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+        // What is closed must not be taken by a file of jobfence's own, which the job would get.
+        let script = "for fd in 0 1 2; do readlink /proc/self/fd/$fd; done > streams; exit 7";
+        let mut words = jobfence(&internet, &["sh", "-c", script]);
+        let shell = format!("exec \"$@\" {close}");
+        words.splice(0..0, ["sh", "-c", &shell, "sh"].map(str::to_owned));
+        let output = run(&mut command(&internet, &words), DEADLINE)?;
+        assert_eq!(output.status.code(), Some(7), "{close}: {output:#?}");
+        let streams = fs::read_to_string(internet.home().join("streams"))?;
+        let [input, _, errors] = streams.lines().collect::<Vec<_>>()[..] else {
+            panic!("{close}: a stream is missing: {streams}");
+        };
+        // The test's own input is empty; its outputs are memory files.
+        assert_eq!(input, "/dev/null", "{close}: {streams}");
+        let errors_closed = close.contains("2>");
+        assert_eq!(errors == "/dev/null", errors_closed, "{close}: {streams}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_command() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut child = command(&internet, &jobfence(&internet, &["yes"]))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut output = child.stdout.take().context("no pipe")?;
+    output.read_exact(&mut [0; 2])?;
+    drop(output);
+    // 128 and SIGPIPE.
+    assert_eq!(child.wait()?.code(), Some(141));
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that a developer or CI does with this repository
 //! beyond plain cargo: bring the machine to what the build needs, build the
-//! kernel object and the binary, run all tests, show the demonstration, lint.
+//! kernel object and the binary, run all tests, show the demonstration, fence
+//! real builds, lint.
 #![forbid(unsafe_code)]
 
 mod apt;

@@ -64,6 +64,29 @@ pub fn decide<R: Rules>(flow: &Flow, job: &Job, rules: &R) -> Reason {
     Reason::PORT
 }
 
+/// One word for an attempt and what was said of it, to know a repetition by. Keyed, so that a job
+/// cannot look for two attempts that share one. The mixing is that of splitmix64
+/// (<https://doi.org/10.1145/2714064.2660195>).
+#[must_use]
+#[inline(always)]
+pub const fn digest(flow: &Flow, reason: Reason, job: &Job) -> u64 {
+    let [a, b, c, d] = flow.dst.words;
+    let tail = (flow.port as u64) << 16 | (flow.proto as u64) << 8 | reason.0 as u64;
+    let mut word = mix(job.key ^ ((a as u64) << 32 | b as u64));
+    word = mix(word ^ ((c as u64) << 32 | d as u64));
+    word = mix(word ^ ((job.generation as u64) << 32 | tail));
+    // 0 is what a socket has before its first report.
+    word | 1
+}
+
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
 /// The reason for a destination that no rule names.
 #[inline(always)]
 fn unnamed(flow: &Flow, has_ports: bool) -> Reason {
@@ -110,6 +133,7 @@ mod tests {
         resolver_v4: 5300,
         resolver_v6: 0,
         id: 1,
+        key: 7,
     };
 
     fn addr(text: &str) -> Addr {
@@ -179,6 +203,25 @@ mod tests {
     fn a_job_without_a_resolver_for_a_family_has_none_at_port_0() {
         let verdict = decide(&flow("::1", 0, proto::UDP), &JOB, &https());
         assert_eq!(verdict, Reason::PORT);
+    }
+
+    #[test]
+    fn a_digest_tells_attempts_apart() {
+        let base = flow("198.51.100.1", 443, proto::TCP);
+        let other = [
+            flow("198.51.100.2", 443, proto::TCP),
+            flow("2001:db8::1", 443, proto::TCP),
+            flow("198.51.100.1", 444, proto::TCP),
+            flow("198.51.100.1", 443, proto::UDP),
+        ];
+        let digest_of = |flow: &Flow| digest(flow, Reason::NO_RULE, &JOB);
+        assert!(other.iter().all(|flow| digest_of(flow) != digest_of(&base)));
+        assert_ne!(digest(&base, Reason::PORT, &JOB), digest_of(&base));
+        let later = Job {
+            generation: 2,
+            ..JOB
+        };
+        assert_ne!(digest(&base, Reason::NO_RULE, &later), digest_of(&base));
     }
 
     proptest! {

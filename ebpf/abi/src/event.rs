@@ -104,8 +104,12 @@ reasons! {
     MALFORMED = 25, "malformed";
     /// A raw socket.
     RAW_SOCKET = 26, "raw-socket";
-    /// A socket of a family or type that the fence does not handle.
-    FAMILY = 27, "family";
+    /// A Multipath TCP socket: its subflows would each need a verdict of their own. Programs that
+    /// ask for one go on with TCP, so it is no violation.
+    MPTCP = 27, "mptcp";
+    /// An answer to a connection that somebody outside the job opened. The job did not try
+    /// anything, so it is no violation.
+    INBOUND = 30, "inbound";
     /// The job has no policy yet, or none any more.
     CLOSED = 28, "closed";
     /// The event found no room: what cannot be logged does not leave.

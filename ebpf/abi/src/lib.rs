@@ -23,7 +23,7 @@ mod event;
 mod maps;
 
 pub use addr::Addr;
-pub use decide::{Peer, Rules, decide};
+pub use decide::{Peer, Rules, decide, digest};
 pub use event::{COMM_LEN, Event, Hook, Reason};
 pub use maps::{
     Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_JOBS, MAX_RANGES,

@@ -180,6 +180,8 @@ pub struct Job {
     pub resolver_v6: u16,
     /// Tells this job from every other that had or will have its slot; never 0.
     pub id: u32,
+    /// A secret of the job's agent, for [`digest`](crate::digest).
+    pub key: u64,
 }
 
 impl Job {
@@ -205,18 +207,23 @@ pub struct Counters {
 }
 
 /// What is kept with each socket of a job.
+///
+/// Two processors can be sending on one socket at once, and only TCP sends under the socket's
+/// lock. So what lets a packet through, `allowed`, is kept and used for TCP alone; for every other
+/// protocol each packet is decided anew. `reported` is one word, which cannot be half written, and
+/// opens nothing.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Socket {
+    /// [`digest`](crate::digest) of the attempt that was last reported.
+    pub reported: u64,
     /// [`Job::id`] of the job whose process created the socket, or, for an accepted connection,
     /// its listener; 0 for none.
     pub job: u32,
-    /// [`Job::generation`] at which `flow` was decided.
+    /// [`Job::generation`] at which `allowed` was decided.
     pub generation: u32,
-    /// The flow last decided and reported.
-    pub flow: Flow,
-    /// The verdict on `flow`: 1 to let it through, 0 to drop it.
-    pub pass: u32,
+    /// The flow of a TCP connection that is let through; [`Flow::NONE`] for none.
+    pub allowed: Flow,
     /// Process (thread group) id of the process that last used the socket, in the initial
     /// process id namespace.
     pub pid: u32,
@@ -272,10 +279,10 @@ const _: () = {
     assert!(offset_of!(Flow, proto) == 18);
     assert!(size_of::<PortRange>() == 6 && align_of::<PortRange>() == 2);
     assert!(size_of::<Grants>() == 6 * MAX_RANGES);
-    assert!(size_of::<Job>() == 16 && offset_of!(Job, resolver_v4) == 8);
+    assert!(size_of::<Job>() == 24 && offset_of!(Job, resolver_v4) == 8);
     assert!(size_of::<Counters>() == 16 && align_of::<Counters>() == 8);
     assert!(size_of::<Redirect>() == 20);
-    assert!(size_of::<Socket>() == 76 && offset_of!(Socket, redirect) == 56);
+    assert!(size_of::<Socket>() == 80 && offset_of!(Socket, redirect) == 60);
     assert!(size_of::<ClientKey>() == 8 && size_of::<Client>() == 24);
     assert!(RING_BYTES.is_power_of_two());
 };

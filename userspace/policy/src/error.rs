@@ -184,6 +184,13 @@ pub(crate) struct Problem {
     fault: Fault,
 }
 
+impl Problem {
+    /// The place in the file's `text`.
+    pub(crate) fn pos(&self, text: &str) -> Pos {
+        self.at.pos(text)
+    }
+}
+
 /// A policy file's name and text: what turns a [`Problem`] into an [`Error`].
 #[derive(Debug)]
 pub(crate) struct Source {

@@ -31,7 +31,7 @@ pub struct Rule {
     pub private: bool,
     /// Whether an attempt that a `deny` rule refuses is a violation.
     pub fail: bool,
-    /// Where the rule begins.
+    /// Where the rule begins, with its first key.
     pub location: Location,
 }
 

@@ -20,6 +20,12 @@ use serde_yaml::Deserializer;
 
 use crate::error::{At, Fault, Pos, Problem, quote, shown};
 
+/// Most lists and maps in each other. A policy has six.
+const DEPTH: usize = 16;
+
+/// How much may be read before its depth is checked, in bytes times brackets that may be open.
+const UNCHECKED: usize = 1 << 25;
+
 /// A node, of a list or map only its beginning.
 #[derive(Debug)]
 pub(crate) struct Node<'t> {
@@ -68,7 +74,8 @@ impl<'t> Node<'t> {
     pub(crate) fn text_or_number(self, what: &str) -> Result<Cow<'t, str>, Problem> {
         match self.kind {
             Kind::Number(digits) => Ok(digits.into()),
-            _ => self.text(what),
+            Kind::Text(text) if !text.is_empty() => Ok(text),
+            _ => Err(self.unexpected(what).at(self.at)),
         }
     }
 
@@ -114,14 +121,14 @@ pub(crate) struct Reader<'t> {
 
 impl<'t> Reader<'t> {
     pub(crate) fn new(text: &'t str) -> Self {
-        let mut recorder = Recorder::until(usize::MAX);
-        let broken = check_characters(text)
-            .and_then(|()| check_anchors(text))
-            .and_then(|()| recorder.file(text));
+        let (nodes, end) = match check_characters(text).and_then(|()| check_anchors(text)) {
+            Ok(()) => Recorder::read(text, usize::MAX),
+            Err(problem) => (Vec::new(), Err(problem)),
+        };
         Self {
             text,
-            nodes: recorder.nodes.into_iter().enumerate(),
-            broken: broken.err(),
+            nodes: nodes.into_iter().enumerate(),
+            broken: end.err(),
             counted: (0, Pos::START),
         }
     }
@@ -214,18 +221,50 @@ impl<'t> Reader<'t> {
 
 /// The place of a node, by its number in the file's order.
 pub(crate) fn locate(text: &str, number: usize) -> Pos {
-    let mut recorder = Recorder::until(number);
-    let stop = Deserializer::from_str(text)
-        .next()
-        .and_then(|document| recorder.document(document).err());
-    stop.map_or(Pos::START, |error| pos(text, &error))
+    match Recorder::read(text, number).1 {
+        Err(stop) => stop.pos(text),
+        Ok(()) => Pos::START.after(text),
+    }
+}
+
+/// Places in the text that are near enough to each other, whatever is between them.
+fn checkpoints(text: &str) -> impl Iterator<Item = usize> {
+    let mut from = 0;
+    let mut brackets = 0;
+    // Those of the `brackets` whose end will be seen: behind a bracket that opens something, all
+    // brackets count until a quote, a comment or a tag may hold one that does not.
+    let mut certain = 0;
+    text.char_indices().filter_map(move |(offset, c)| {
+        match c {
+            '[' | '{' => (brackets, certain) = (brackets + 1, certain + 1),
+            ']' | '}' if certain > 0 => (brackets, certain) = (brackets - 1, certain - 1),
+            '"' | '\'' | '#' | '!' => certain = 0,
+            _ => {}
+        }
+        // What follows `---` decides whether it ends a document, so that is no place to stop.
+        let end = (offset - from) * brackets > UNCHECKED && !matches!(c, '-' | '.');
+        if end {
+            (from, brackets, certain) = (offset, 0, 0);
+        }
+        end.then_some(offset + c.len_utf8())
+    })
 }
 
 /// Where `serde_yaml` saw an error. Only its byte offset counts: libyaml has more line breaks
 /// than editors have.
 fn pos(text: &str, error: &serde_yaml::Error) -> Pos {
-    let offset = error.location().map_or(0, |location| location.index());
+    let offset = error
+        .location()
+        .map_or(text.len(), |location| location.index());
     Pos::START.after(text.get(..offset).unwrap_or(text))
+}
+
+/// Why reading ends before the file does.
+enum End {
+    /// We refuse a node, whatever follows it.
+    Refused(Problem),
+    /// It is no YAML, or no more than the beginning of some.
+    Broken(Problem),
 }
 
 /// Writes down the nodes of a document, in its order.
@@ -233,7 +272,9 @@ struct Recorder<'t> {
     nodes: Vec<Kind<'t>>,
     /// The number of the node that is not read any more: it is an error.
     until: usize,
-    /// What is wrong with the node that made us return an error.
+    /// How many lists and maps are open.
+    depth: usize,
+    /// What is wrong with the node at which we, not `serde_yaml`, made an error.
     fault: Option<Fault>,
 }
 
@@ -242,35 +283,57 @@ impl<'t> Recorder<'t> {
         Self {
             nodes: Vec::new(),
             until,
+            depth: 0,
             fault: None,
         }
     }
 
+    /// The nodes of the file, up to the one with the number `until`, and what is wrong behind
+    /// them.
+    fn read(text: &'t str, until: usize) -> (Vec<Kind<'t>>, Result<(), Problem>) {
+        // libyaml scans a document to its end before anything here can limit the depth, and its
+        // time for each token grows with the number of open brackets. So where that could take
+        // long, the file is first read up to there: if it is nested too deeply so far, we stop.
+        for end in checkpoints(text) {
+            let mut recorder = Self::until(until);
+            if let Err(End::Refused(problem)) = recorder.file(&text[..end]) {
+                return (recorder.nodes, Err(problem));
+            }
+        }
+        let mut recorder = Self::until(until);
+        let end = recorder.file(text).map_err(|end| match end {
+            End::Refused(problem) | End::Broken(problem) => problem,
+        });
+        (recorder.nodes, end)
+    }
+
     /// Reads a file of one document.
-    fn file(&mut self, text: &'t str) -> Result<(), Problem> {
+    fn file(&mut self, text: &'t str) -> Result<(), End> {
         let mut documents = Deserializer::from_str(text);
-        if let Some(document) = documents.next()
-            && let Err(error) = self.document(document)
-        {
-            let fault = self.fault.take();
-            return Err(
-                fault.map_or_else(|| syntax(text, &error), |fault| fault.at(pos(text, &error)))
-            );
+        if let Some(first) = documents.next() {
+            self.document(text, first)?;
         }
         let Some(second) = documents.next() else {
             return Ok(());
         };
-        let mut first_node = Recorder::until(0);
-        match first_node.document(second) {
-            Err(error) if first_node.fault.is_none() => Err(syntax(text, &error)),
-            stop => Err(Fault::new("a second YAML document begins here")
-                .hint("a policy is one document; describe several jobs under `jobs`")
-                .at(stop.map_or_else(|error| pos(text, &error), |()| Pos::START))),
+        // It is stopped at its first node, to have the place.
+        match Recorder::until(0).document(text, second) {
+            Err(End::Refused(stop)) => Err(End::Refused(
+                Fault::new("a second YAML document begins here")
+                    .hint("a policy is one document; describe several jobs under `jobs`")
+                    .at(stop.pos(text)),
+            )),
+            broken => broken,
         }
     }
 
-    fn document(&mut self, document: Deserializer<'t>) -> Result<(), serde_yaml::Error> {
-        Value(self).deserialize(document)
+    fn document(&mut self, text: &str, document: Deserializer<'t>) -> Result<(), End> {
+        Value(self)
+            .deserialize(document)
+            .map_err(|error| match self.fault.take() {
+                Some(fault) => End::Refused(fault.at(pos(text, &error))),
+                None => End::Broken(syntax(text, &error)),
+            })
     }
 
     fn push<E: de::Error>(&mut self, kind: Kind<'t>) -> Result<(), E> {
@@ -279,6 +342,22 @@ impl<'t> Recorder<'t> {
         }
         self.nodes.push(kind);
         Ok(())
+    }
+
+    /// Begins a list or map.
+    fn open<E: de::Error>(&mut self, kind: Kind<'t>) -> Result<(), E> {
+        self.push(kind)?;
+        self.depth += 1;
+        if self.depth > DEPTH {
+            return Err(self.refuse(Fault::new("lists and maps are nested too deeply")));
+        }
+        Ok(())
+    }
+
+    /// Ends the innermost list or map.
+    fn close<E: de::Error>(&mut self) -> Result<(), E> {
+        self.depth -= 1;
+        self.push(Kind::End)
     }
 
     /// An error at the node that is being read. `serde_yaml` adds the position to it.
@@ -348,24 +427,25 @@ impl<'t> Visitor<'t> for Value<'_, 't> {
     }
 
     fn visit_seq<A: SeqAccess<'t>>(self, mut items: A) -> Result<(), A::Error> {
-        self.0.push(Kind::List)?;
+        self.0.open(Kind::List)?;
         while items.next_element_seed(Value(self.0))?.is_some() {}
-        self.0.push(Kind::End)
+        self.0.close()
     }
 
     fn visit_map<A: MapAccess<'t>>(self, mut entries: A) -> Result<(), A::Error> {
-        self.0.push(Kind::Map)?;
+        self.0.open(Kind::Map)?;
         while entries.next_key_seed(Key(self.0))?.is_some() {
             entries.next_value_seed(Value(self.0))?;
         }
-        self.0.push(Kind::End)
+        self.0.close()
     }
 
     /// A tag that is not one of YAML's own.
     fn visit_enum<A: EnumAccess<'t>>(self, _: A) -> Result<(), A::Error> {
-        Err(self
-            .0
-            .refuse(Fault::new("YAML tags (`!...`) are not supported").hint("remove the tag")))
+        Err(self.0.refuse(
+            Fault::new("YAML tags (`!...`) are not supported")
+                .hint("remove the tag; quotes make text of a number"),
+        ))
     }
 }
 
@@ -435,15 +515,15 @@ fn check_anchors(text: &str) -> Result<(), Problem> {
     };
     match text.match_indices('&').find(|&(offset, _)| begins(offset)) {
         None => Ok(()),
-        Some((offset, _)) => Err(anchor().at(Pos::START.after(&text[..offset]))),
+        Some((offset, _)) => Err(alias()
+            .hint("write the rules out, or, in text, put a space behind the `&`")
+            .at(Pos::START.after(&text[..offset]))),
     }
 }
 
-fn anchor() -> Fault {
-    Fault::new("YAML anchors (`&`) and aliases (`*`) are not supported").hint(
-        "write the rules out; `extends` lets one job have the rules of another. In text, put a \
-         space behind the `&`",
-    )
+fn alias() -> Fault {
+    Fault::new("YAML anchors (`&`) and aliases (`*`) are not supported")
+        .hint("write the rules out; `extends` lets one job have the rules of another")
 }
 
 /// Says what is wrong with the YAML itself, in the writer's terms where one knows them.
@@ -463,7 +543,7 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
         None => (before, rest),
     };
     let fault = match rest.strip_prefix('*') {
-        Some(name) if name.starts_with(|c: char| c.is_ascii_alphanumeric()) => anchor(),
+        Some(name) if name.starts_with(|c: char| c.is_ascii_alphanumeric()) => alias(),
         Some(_) => Fault::new("text that begins with `*` must be quoted")
             .hint("write a wildcard as \"*.example.com\""),
         None => {
@@ -480,4 +560,100 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
         }
     };
     fault.at(Pos::START.after(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_yaml::Value as Tree;
+
+    use super::*;
+
+    #[test]
+    fn every_node_is_found_where_it_stands() {
+        let text = "a: 1 # [\n\"b\": [x, 'y', {}]\nc:\n  - \u{e9}: null\n    d:\n  - |\n   e\n";
+        let expected = [
+            (1, 1, "Map"),
+            (1, 1, "Text(\"a\")"),
+            (1, 4, "Number(\"1\")"),
+            (2, 1, "Text(\"b\")"),
+            (2, 6, "List"),
+            (2, 7, "Text(\"x\")"),
+            (2, 10, "Text(\"y\")"),
+            (2, 15, "Map"),
+            (3, 1, "Text(\"c\")"),
+            (4, 3, "List"),
+            (4, 5, "Map"),
+            (4, 5, "Text(\"\u{e9}\")"),
+            (4, 8, "Null"),
+            (5, 5, "Text(\"d\")"),
+            (5, 7, "Null"),
+            (6, 5, "Text(\"e\\n\")"),
+        ];
+        let (nodes, end) = Recorder::read(text, usize::MAX);
+        end.unwrap();
+        let found: Vec<(usize, usize, String)> = nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| !matches!(kind, Kind::End))
+            .map(|(number, kind)| {
+                let pos = locate(text, number);
+                (pos.line, pos.column, format!("{kind:?}"))
+            })
+            .collect();
+        let found: Vec<(usize, usize, &str)> =
+            found.iter().map(|(l, c, k)| (*l, *c, &**k)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_libyaml_takes_for_a_character_we_do() {
+        let planes = ('\0'..='\u{2fff}').chain('\u{d700}'..='\u{10010}');
+        for c in planes.chain(['\u{1fffe}', '\u{e0001}', char::MAX]) {
+            let text = format!("# {c}\n");
+            assert_eq!(
+                serde_yaml::from_str::<Tree>(&text).is_ok(),
+                check_characters(&text).is_ok(),
+                "{c:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+
+        #[test]
+        fn no_anchor_gets_through(
+            parts in prop::collection::vec(prop::sample::select(PARTS), 1..12),
+        ) {
+            let text = parts.concat();
+            // An alias that means something does not any more under another name.
+            if check_anchors(&text).is_ok() && serde_yaml::from_str::<Tree>(&text).is_ok() {
+                let renamed = text.replace("*a", "*b");
+                prop_assert!(serde_yaml::from_str::<Tree>(&renamed).is_ok(), "{text:?}");
+            }
+        }
+
+        #[test]
+        fn a_text_that_the_file_holds_has_the_place_of_its_node(
+            parts in prop::collection::vec(prop::sample::select(PARTS), 1..12),
+        ) {
+            let text = parts.concat();
+            let mut reader = Reader::new(&text);
+            while let Ok(node) = reader.next() {
+                if let Kind::Text(Cow::Borrowed(scalar)) = node.kind
+                    && let Some(place) = reader.place(scalar)
+                    && !text.contains(['"', '\'', '!'])
+                {
+                    prop_assert_eq!(place, node.at.pos(&text), "{:?}", text);
+                }
+            }
+        }
+    }
+
+    const PARTS: &[&str] = &[
+        "&a", "&a ", "*a", "*a ", " ", "\n", "\n ", "- ", "? ", ": ", ":", ",", "[", "]", "{", "}",
+        "\"", "'", "# ", "!<t> ", "!!str ", "|\n ", "x", "\u{e9}", "\u{85}", "a: ", "[&a x, ",
+        "*a]",
+    ];
 }

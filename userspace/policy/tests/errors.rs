@@ -28,8 +28,8 @@ fn every_mistake_is_shown_with_its_place() {
 fn a_tab_in_the_indentation_is_shown_under_the_caret() {
     assert_eq!(
         error("version: 1\njobs:\n\tdefault: {}\n"),
-        "policy.yml:3:2: not valid YAML: tabs disallowed within this context (block indentation)\n   \
-         |\n 3 |  default: {}\n   |  ^\n   = hint: indent with spaces",
+        "policy.yml:3:1: not valid YAML: found character that cannot start any token, while scanning for the next token\n   \
+         |\n 3 |  default: {}\n   | ^\n   = hint: indent with spaces",
     );
 }
 
@@ -97,9 +97,14 @@ fn a_file_that_is_too_large_is_not_read() {
 
 #[test]
 fn what_is_nested_deeply_is_refused_without_deep_recursion() {
-    for open in ["[", "{", "- ", "? ", "[{", "{a: ", "a:\n "] {
+    let fakes = ["{\"}\": ", "{'}': ", "{ #}\n", "[ !<tag:]]> "];
+    for open in ["[", "{", "- ", "? ", "[{", "{a: ", "a:\n "]
+        .into_iter()
+        .chain(fakes)
+    {
         error(open.repeat(MAX_BYTES / open.len()));
         error(format!("version: 1\njobs: {}", open.repeat(100_000)));
+        error(format!("version: 1\n---\n{}", open.repeat(100_000)));
     }
 }
 
@@ -246,10 +251,10 @@ policy.yml:1:10: version `1.0` is not supported
 jobs: {default: {}}
 "#,
         r#"
-policy.yml:1:8: expected the number 1, found nothing
+policy.yml:1:9: expected the number 1, found nothing
    |
  1 | version:
-   |        ^"#,
+   |         ^"#,
     ),
     (
         "no jobs key",
@@ -721,7 +726,8 @@ jobs:
 policy.yml:6:18: expected `true` or `false`, found the text `true`
    |
  6 |         private: "true"
-   |                  ^"#,
+   |                  ^
+   = hint: remove the quotes"#,
     ),
     (
         "reason null",
@@ -733,10 +739,10 @@ jobs:
         reason:
 "#,
         r#"
-policy.yml:6:15: expected text, found nothing
+policy.yml:6:16: expected text, found nothing
    |
  6 |         reason:
-   |               ^"#,
+   |                ^"#,
     ),
     (
         "reason list",
@@ -793,10 +799,10 @@ jobs:
       - host: 
 "#,
         r#"
-policy.yml:5:13: expected a host name, found nothing
+policy.yml:5:14: expected a host name, found nothing
    |
  5 |       - host:
-   |             ^"#,
+   |              ^"#,
     ),
     (
         "host empty",
@@ -1642,10 +1648,10 @@ jobs:
         ports: 
 "#,
         r#"
-policy.yml:6:14: expected a list of ports, found nothing
+policy.yml:6:15: expected a list of ports, found nothing
    |
  6 |         ports:
-   |              ^"#,
+   |               ^"#,
     ),
     (
         "port map",
@@ -1673,10 +1679,10 @@ jobs:
         owner: 
 "#,
         r#"
-policy.yml:7:14: expected text, found nothing
+policy.yml:7:15: expected text, found nothing
    |
  7 |         owner:
-   |              ^"#,
+   |               ^"#,
     ),
     (
         "many by dns",
@@ -1762,7 +1768,7 @@ policy.yml:3:6: YAML anchors (`&`) and aliases (`*`) are not supported
    |
  3 |   a: &a {}
    |      ^
-   = hint: write the rules out; `extends` lets one job have the rules of another"#,
+   = hint: write the rules out, or, in text, put a space behind the `&`"#,
     ),
     (
         "alias",
@@ -1781,12 +1787,12 @@ policy.yml:3:6: YAML anchors (`&`) and aliases (`*`) are not supported
         "tag",
         r#"version: 1
 jobs:
-  b: !!map {}
+  b: !job {}
 "#,
         r#"
 policy.yml:3:6: YAML tags (`!...`) are not supported
    |
- 3 |   b: !!map {}
+ 3 |   b: !job {}
    |      ^
    = hint: remove the tag; quotes make text of a number"#,
     ),
@@ -1798,9 +1804,9 @@ jobs: {a: {}}
 version: 1
 "#,
         r#"
-policy.yml:3:1: a second YAML document begins here
+policy.yml:4:1: a second YAML document begins here
    |
- 3 | ---
+ 4 | version: 1
    | ^
    = hint: a policy is one document; describe several jobs under `jobs`"#,
     ),
@@ -1812,11 +1818,10 @@ jobs: {a: {}}
 more
 "#,
         r#"
-policy.yml:4:1: a second YAML document begins here
+policy.yml:4:1: not valid YAML: did not find expected <document start>
    |
  4 | more
-   | ^
-   = hint: a policy is one document; describe several jobs under `jobs`"#,
+   | ^"#,
     ),
     (
         "unclosed",
@@ -1824,7 +1829,7 @@ policy.yml:4:1: a second YAML document begins here
 jobs: {a: {
 "#,
         r#"
-policy.yml:2:12: not valid YAML: while parsing a node, did not find expected node content
+policy.yml:2:12: not valid YAML: did not find expected node content, while parsing a flow node
    |
  2 | jobs: {a: {
    |            ^"#,
@@ -1835,10 +1840,10 @@ policy.yml:2:12: not valid YAML: while parsing a node, did not find expected nod
 jobs: {"a: {}}
 "#,
         r#"
-policy.yml:2:8: not valid YAML: while scanning a quoted scalar, found unexpected end of stream
+policy.yml:2:15: not valid YAML: found unexpected end of stream, while scanning a quoted scalar at line 2 column 8
    |
  2 | jobs: {"a: {}}
-   |        ^"#,
+   |               ^"#,
     ),
     (
         "indent",
@@ -1879,9 +1884,126 @@ policy.yml:6:20: not valid YAML: mapping values are not allowed in this context
 : b
 "#,
         r#"
-policy.yml:2:3: expected a key, found a list
+policy.yml:2:3: expected a key, found a list or a map
    |
  2 | ? [a]
    |   ^"#,
+    ),
+    (
+        "tag of another type",
+        r#"version: !!bool 1
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:10: not valid YAML: version: invalid value: string "1", expected a boolean
+   |
+ 1 | version: !!bool 1
+   |          ^"#,
+    ),
+    (
+        "extends a number",
+        r#"version: 1
+jobs:
+  3.10: {}
+  a: {extends: 3.10}
+"#,
+        r#"
+policy.yml:4:16: expected the name of a job, found `3.1`
+   |
+ 4 |   a: {extends: 3.10}
+   |                ^
+   = hint: put it in quotes: YAML takes it for something else than text"#,
+    ),
+    (
+        "reason a boolean",
+        r#"version: 1
+jobs: {default: {deny: [{host: a.example.com, reason: true}]}}
+"#,
+        r#"
+policy.yml:2:55: expected text, found `true`
+   |
+ 2 | jobs: {default: {deny: [{host: a.example.com, reason: true}]}}
+   |                                                       ^
+   = hint: put it in quotes: YAML takes it for something else than text"#,
+    ),
+    (
+        "ampersand in text",
+        r#"version: 1
+jobs: {default: {deny: [{host: a.example.com, reason: "this &that"}]}}
+"#,
+        r#"
+policy.yml:2:61: YAML anchors (`&`) and aliases (`*`) are not supported
+   |
+ 2 | jobs: {default: {deny: [{host: a.example.com, reason: "this &that"}]}}
+   |                                                             ^
+   = hint: write the rules out, or, in text, put a space behind the `&`"#,
+    ),
+    (
+        "ampersand, anchor in flow",
+        r#"version: 1
+jobs: {"default":&a {}}
+"#,
+        r#"
+policy.yml:2:18: YAML anchors (`&`) and aliases (`*`) are not supported
+   |
+ 2 | jobs: {"default":&a {}}
+   |                  ^
+   = hint: write the rules out, or, in text, put a space behind the `&`"#,
+    ),
+    (
+        "escaped key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - "\x68ost": a.example.com
+"#,
+        r#"
+policy.yml:5:9: a rule's keys must stand in the file as they are, without escapes
+   |
+ 5 |       - "\x68ost": a.example.com
+   |         ^
+   = hint: write `host`"#,
+    ),
+    (
+        "first mistake of several",
+        r#"version: 1
+jobs:
+  default:
+    alow: []
+ *: [
+"#,
+        r#"
+policy.yml:4:5: unknown key `alow` in a job
+   |
+ 4 |     alow: []
+   |     ^
+   = hint: did you mean `allow`?"#,
+    ),
+    (
+        "a line break that editors do not know",
+        "version: 1 # \u{85} \u{2028}\njobs: {default: {alow: []}}\n",
+        r#"
+policy.yml:2:18: unknown key `alow` in a job
+   |
+ 2 | jobs: {default: {alow: []}}
+   |                  ^
+   = hint: did you mean `allow`?"#,
+    ),
+    (
+        "wrong map without a key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - {host: a.example.com}
+      - {}
+"#,
+        r#"
+policy.yml:6:9: the rule has neither `host` nor `cidr`
+   |
+ 6 |       - {}
+   |         ^
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
     ),
 ];

@@ -99,7 +99,7 @@ fn everything_that_a_rule_says_is_kept_with_its_place() {
         places,
         [
             "policy.yml:7:9",
-            "policy.yml:8:9",
+            "policy.yml:8:10",
             "policy.yml:9:9",
             "policy.yml:14:9",
             "policy.yml:16:9"
@@ -129,6 +129,24 @@ fn everything_that_a_rule_says_is_kept_with_its_place() {
         "a deny rule without ports is for every port"
     );
     assert!(!job.deny[0].fail);
+}
+
+#[test]
+fn yaml_is_taken_as_it_means() {
+    let policy = policy(
+        "version: !!int 1\njobs:\n  3.10: {}\n  a:\n    extends: \"3.10\"\n    allow:\n      - host: \"a\\x2eexample.com\"\n        \
+         'ports': [!!str 443, 0x50]\n        reason: >\n          R&D needs it\n          & so do we\n      \
+         - { \"host\": \"b.example.com\" }\n",
+    );
+    assert_eq!(policy.job_names().collect::<Vec<_>>(), ["3.10", "a"]);
+    let job = policy.job(Some("a")).unwrap();
+    assert_eq!(targets(&job.allow), ["a.example.com", "b.example.com"]);
+    assert_eq!(job.allow[0].ports, [tcp(80, 80), tcp(443, 443)]);
+    assert_eq!(
+        job.allow[0].reason.as_deref(),
+        Some("R&D needs it & so do we")
+    );
+    assert_eq!(job.allow[1].location.to_string(), "policy.yml:12");
 }
 
 #[test]

@@ -8,7 +8,9 @@
 //! removed (kernel: `bpf_cgroup_link_auto_detach`).
 
 use std::{
+    collections::hash_map::RandomState,
     fs::File,
+    hash::BuildHasher as _,
     io,
     net::IpAddr,
     os::unix::fs::MetadataExt as _,
@@ -276,6 +278,7 @@ impl Kernel {
             // to meet in one slot; 0 would mean no job.
             id: (cgroup_id & u64::from(u32::MAX)) as u32
                 | u32::from(cgroup_id.trailing_zeros() >= 32),
+            key: RandomState::new().hash_one(cgroup_id),
         };
         let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
         let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(job);
