@@ -154,6 +154,26 @@ impl Terminal {
         }
     }
 
+    /// Waits until the process that jobfence leaves to end the job has a process group of its
+    /// own, where the terminal's signals do not reach it.
+    #[track_caller]
+    fn settle(&self) {
+        let jobfence = self.child.id().to_string();
+        eventually("jobfence's reaper has a process group of its own", || {
+            let processes = fs::read_dir("/proc").expect("/proc").flatten();
+            processes.map(|process| process.path()).any(|process| {
+                let read = |name| fs::read_to_string(process.join(name)).unwrap_or_default();
+                // After the name: state, parent, process group (proc(5)).
+                let stat = read("stat");
+                let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
+                let fields: Vec<_> = fields.split(' ').skip(1).take(2).collect();
+                let pid = process.file_name().and_then(|pid| pid.to_str());
+                fields == [&*jobfence, pid.unwrap_or_default()]
+                    && read("cmdline").contains("\0__reap\0")
+            })
+        });
+    }
+
     /// Takes the terminal away.
     fn hang_up(&mut self) -> Result<()> {
         self.keyboard = File::open("/dev/null")?;
@@ -205,6 +225,7 @@ fn ctrl_c_ends_the_command_and_130_is_reported() -> Result<()> {
     let words = jobfence(&internet, &["sh", "-c", "echo ready; exec sleep 1000"]);
     let mut terminal = Terminal::start(&internet, &words, None)?;
     terminal.expect("ready");
+    terminal.settle();
     terminal.press(INTERRUPT)?;
     assert_eq!(terminal.end().code(), Some(130), "{}", terminal.screen);
     assert!(
@@ -223,6 +244,7 @@ fn ctrl_c_reaches_the_command_once() -> Result<()> {
         let job = [&["python3", "-c", SIGNALS], arguments].concat();
         let mut terminal = Terminal::start(&internet, &jobfence(&internet, &job), None)?;
         terminal.expect("ready");
+        terminal.settle();
         terminal.press(INTERRUPT)?;
         if times == 1 {
             terminal.expect("got SIGINT");

@@ -134,6 +134,7 @@ fn destination(event: &Event) -> String {
     let Some(dst) = &event.dst else {
         return match event.kind {
             Kind::Loss => "events".to_owned(),
+            _ if event.message.is_some() => format!("others ({:?})", event.kind).to_lowercase(),
             _ => format!("socket of protocol {proto}"),
         };
     };
@@ -168,7 +169,8 @@ fn meaning(event: &Event) -> &'static str {
         "extension-header" => "IP options or extension headers, which can reroute a packet",
         "malformed" => "a malformed packet",
         "raw-socket" => "a raw socket",
-        "family" => "a socket family that jobfence does not let out",
+        "mptcp" => "Multipath TCP; programs go on with TCP",
+        "inbound" => "an answer to a connection from outside the job",
         "dns-type" => "a record type that jobfence does not look up",
         "private-address" => "the name leads to a private address",
         "audit-loss" => "more attempts than could be logged",
@@ -183,7 +185,13 @@ fn suggestion(event: &Event) -> Option<String> {
     let proto = event.proto.as_deref()?;
     match event.reason {
         "name" => {
-            let name = &event.dns.as_ref()?.qname;
+            let question = event.dns.as_ref()?;
+            // A question for another record type, as `_http._tcp.NAME SRV`, is not what a rule
+            // would have to allow.
+            if !["A", "AAAA"].contains(&question.qtype.as_str()) {
+                return None;
+            }
+            let name = &question.qname;
             Some(format!("- host: {name}"))
         }
         "private-address" => {
@@ -214,13 +222,6 @@ fn render(outcome: &Outcome, style: Style) -> String {
     let summary = &outcome.summary;
     if let Some(error) = &outcome.not_executed {
         _ = writeln!(text, "jobfence: {error}");
-    }
-    if let Some(failure) = &outcome.failure {
-        _ = writeln!(
-            text,
-            "jobfence: {} {failure}",
-            style.red("the fence failed:")
-        );
     }
     let refused = group(summary, Verdict::Deny);
     let allowed = group(summary, Verdict::Allow);
@@ -278,6 +279,14 @@ fn headline(
         State::Enforcing => "enforcing",
         State::Auditing => "auditing",
         State::Advisory(_) => "advisory",
+        State::Failed(reason) => {
+            _ = writeln!(
+                text,
+                "jobfence: {} {reason}",
+                style.red("the fence failed:")
+            );
+            "failed"
+        }
     };
     let verdict = if !violations.is_empty() {
         let attempts = summary.violations;
@@ -290,7 +299,11 @@ fn headline(
     } else if summary.state == State::Auditing && !refused.is_empty() {
         format!("{} would be refused; nothing was", refused.len())
     } else {
-        style.green("nothing was refused that counts")
+        if matches!(summary.state, State::Failed(_)) {
+            "nothing was refused until then".to_owned()
+        } else {
+            style.green("nothing was refused that counts")
+        }
     };
     _ = writeln!(text, "jobfence: {verdict} · {state}");
 }

@@ -56,8 +56,13 @@ enum ModeArgument {
 }
 
 pub(crate) fn run(arguments: RunArguments) -> ExitCode {
-    let (mut job, _path) = match policy::load(arguments.policy.as_deref(), Some(&arguments.job)) {
-        Ok(loaded) => loaded,
+    let account = match Account::find(arguments.user.as_deref()) {
+        Ok(account) => account,
+        Err(error) => return fail(&error.into(), NO_FENCE),
+    };
+    let found = policy::load(arguments.policy.as_deref(), Some(&arguments.job), &account);
+    let mut job = match found {
+        Ok(job) => job,
         Err(error) => return fail(&error, BAD_POLICY),
     };
     match arguments.mode {
@@ -65,10 +70,6 @@ pub(crate) fn run(arguments: RunArguments) -> ExitCode {
         Some(ModeArgument::Audit) => job.mode = Mode::Audit,
         None => {}
     }
-    let account = match Account::find(arguments.user.as_deref()) {
-        Ok(account) => account,
-        Err(error) => return fail(&error.into(), NO_FENCE),
-    };
     if account.is_root() && arguments.user.is_none() {
         tracing::warn!(
             "the job runs as root, so its fence is advisory: call jobfence with sudo from the \

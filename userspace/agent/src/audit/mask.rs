@@ -4,6 +4,8 @@
 //! the credential is meant for. Two things are masked: the values of environment variables whose
 //! names say that they are secret, and what looks like a well-known kind of token.
 
+use std::borrow::Cow;
+
 /// What a masked part is replaced by.
 const MASK: &str = "***";
 
@@ -11,16 +13,7 @@ const MASK: &str = "***";
 const SHORTEST: usize = 8;
 
 /// Parts of a variable's name, in upper case, that say that its value is secret.
-const SECRET_NAMES: [&str; 8] = [
-    "TOKEN",
-    "SECRET",
-    "PASSWORD",
-    "PASSWD",
-    "PASSPHRASE",
-    "CREDENTIAL",
-    "API_KEY",
-    "PRIVATE_KEY",
-];
+const SECRET_NAMES: [&str; 6] = ["TOKEN", "SECRET", "PASS", "CREDENTIAL", "_KEY", "AUTH"];
 
 /// Beginnings of tokens that name themselves, each with the least number of characters that
 /// follow.
@@ -63,17 +56,22 @@ impl Mask {
         Self { values }
     }
 
-    /// `text` without secrets.
+    /// `text` without secrets. A borrowed answer is the text itself.
     #[must_use]
-    pub fn apply(&self, text: &str) -> String {
-        let mut text = text.to_owned();
+    pub fn apply<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut text = Cow::from(text);
         for value in &self.values {
-            if text.contains(value.as_str()) {
-                text = text.replace(value.as_str(), MASK);
+            // Names come in lower case, whatever they held.
+            for value in [value.as_str(), &value.to_lowercase()] {
+                if text.contains(value) {
+                    text = text.replace(value, MASK).into();
+                }
             }
         }
         for (prefix, least) in TOKENS {
-            text = mask_tokens(&text, prefix, least);
+            if text.contains(prefix) {
+                text = mask_tokens(&text, prefix, least).into();
+            }
         }
         text
     }
@@ -125,6 +123,12 @@ mod tests {
             mask().apply("curl -H 'X: correct-horse' --user a:battery-staple /home/runner short"),
             "curl -H 'X: ***' --user a:*** /home/runner short"
         );
+    }
+
+    #[test]
+    fn a_secret_in_a_name_is_masked_in_lower_case() {
+        let mask = Mask::new([("DB_PASS".to_owned(), "AbCdEfGh1234".to_owned())].into_iter());
+        assert_eq!(mask.apply("abcdefgh1234.x.test"), "***.x.test");
     }
 
     #[test]

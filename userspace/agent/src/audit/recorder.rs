@@ -20,12 +20,13 @@ use super::{
 use crate::{
     job::{
         State,
-        process::{Process, Processes},
+        process::{self, Process, Processes},
     },
     names::{self, DnsEvent, Table, Transport},
 };
 
-/// Flows that are told apart in one job. Beyond it each attempt gets its own line.
+/// Attempts that are told apart in one job. Beyond it they are only counted, by kind and reason, so
+/// that a job fills neither the log's disk nor this memory.
 const MAX_FLOWS: usize = 20_000;
 
 /// The record of one job.
@@ -212,8 +213,8 @@ impl Recorder {
         let dst = ip.map(|ip| Destination {
             ip: Some(ip),
             port: has_ports.then_some(flow.port),
-            name: name.map(|name| self.mask.apply(name.as_str())),
-            chain: chain.map(|name| self.mask.apply(name.as_str())).collect(),
+            name: name.map(|name| self.masked(name.as_str())),
+            chain: chain.map(|name| self.masked(name.as_str())).collect(),
         });
         let process = self.process(&Client {
             pid: report.pid,
@@ -232,7 +233,7 @@ impl Recorder {
     }
 
     /// Notes a question of the job, which `client` asked.
-    pub fn dns(&mut self, question: &DnsEvent, client: Option<&Client>) {
+    pub fn dns(&mut self, question: &DnsEvent, client: &Client) {
         let key = FlowKey {
             kind: Kind::Dns,
             reason: question.reason,
@@ -244,12 +245,12 @@ impl Recorder {
             port: 0,
             qname: question.qname.clone(),
             qtype: question.qtype.clone(),
-            pid: client.map_or(0, |client| client.pid),
+            pid: client.pid,
         };
         if self.repeat(&key, question.violation) {
             return;
         }
-        let process = client.and_then(|client| self.process(client));
+        let process = self.process(client);
         let event = self.event(SystemTime::now(), Kind::Dns, question.reason);
         let event = Event {
             verdict: match question.verdict {
@@ -262,15 +263,15 @@ impl Recorder {
             dst: Some(Destination {
                 ip: question.addresses.first().copied(),
                 port: None,
-                name: Some(self.mask.apply(&question.qname)),
+                name: Some(self.masked(&question.qname)),
                 chain: question
                     .chain
                     .iter()
-                    .map(|name| self.mask.apply(name.as_str()))
+                    .map(|name| self.masked(name.as_str()))
                     .collect(),
             }),
             dns: Some(Question {
-                qname: self.mask.apply(&question.qname),
+                qname: self.masked(&question.qname),
                 qtype: question.qtype.clone(),
                 rcode: question.rcode.clone(),
             }),
@@ -280,8 +281,9 @@ impl Recorder {
         self.first(key, event);
     }
 
-    /// Ends the record: writes the counts of repetitions, and says what there is to tell.
-    pub fn finish(&mut self) -> Summary {
+    /// Ends the record: writes the counts of repetitions and the job's end, in a few words or with
+    /// what became of its fence, and says what there is to tell.
+    pub fn finish(&mut self, failure: Option<&str>) -> Summary {
         let repeated: Vec<Event> = self
             .tallies
             .iter_mut()
@@ -299,6 +301,10 @@ impl Recorder {
         for event in repeated {
             self.write(event);
         }
+        if let Some(failure) = failure {
+            self.state = State::Failed(failure.to_owned());
+        }
+        self.job("finished");
         Summary {
             state: self.state.clone(),
             tallies: std::mem::take(&mut self.tallies),
@@ -306,12 +312,12 @@ impl Recorder {
         }
     }
 
-    /// What counts against the job: what was denied, but for what a rule excuses and for
-    /// discovery by multicast, which no dependency does to leak and many a library does unasked.
+    /// What counts against the job: what was denied, but for what a rule excuses, what libraries do
+    /// unasked (discovery by multicast, Multipath TCP) and what somebody else began.
     fn is_violation(&self, reason: Reason, rule: Option<&Rule>) -> bool {
         self.policy.mode == Mode::Enforce
             && !reason.is_allowed()
-            && reason != Reason::MULTICAST
+            && ![Reason::MULTICAST, Reason::MPTCP, Reason::INBOUND].contains(&reason)
             && rule.is_none_or(|rule| rule.fail)
     }
 
@@ -327,17 +333,44 @@ impl Recorder {
         true
     }
 
-    /// Writes the first attempt of its kind.
+    /// Writes the first attempt of its kind; one too many is counted with others.
     fn first(&mut self, key: FlowKey, event: Event) {
-        self.write(event.clone());
         if self.flows.len() < MAX_FLOWS {
-            self.flows.insert(key, self.tallies.len());
-            self.tallies.push(Tally {
-                event,
-                count: 1,
-                written: 1,
-            });
+            return self.tally(key, event);
         }
+        let others = FlowKey {
+            ip: None,
+            port: 0,
+            qname: String::new(),
+            qtype: String::new(),
+            pid: 0,
+            ..key
+        };
+        if let Some(&index) = self.flows.get(&others) {
+            self.tallies[index].count += 1;
+            return;
+        }
+        let event = Event {
+            rule: None,
+            dst: None,
+            dns: None,
+            process: None,
+            message: Some(format!(
+                "attempts beyond the {MAX_FLOWS} that are told apart"
+            )),
+            ..event
+        };
+        self.tally(others, event);
+    }
+
+    fn tally(&mut self, key: FlowKey, event: Event) {
+        self.write(event.clone());
+        self.flows.insert(key, self.tallies.len());
+        self.tallies.push(Tally {
+            event,
+            count: 1,
+            written: 1,
+        });
     }
 
     /// An event without particulars.
@@ -400,6 +433,10 @@ impl Recorder {
         })
     }
 
+    fn masked(&self, text: &str) -> String {
+        self.mask.apply(text).into_owned()
+    }
+
     fn info(&self, process: &Process) -> ProcessInfo {
         ProcessInfo {
             pid: process.pid,
@@ -407,24 +444,33 @@ impl Recorder {
             uid: None,
             comm: process.comm.clone(),
             exe: process.exe.as_ref().map(|exe| exe.display().to_string()),
-            cmdline: process.cmdline.as_ref().map(|line| self.mask.apply(line)),
+            cmdline: (!process.arguments.is_empty()).then(|| {
+                // Before they are quoted: a secret with a quote in it would look different then.
+                process::join(
+                    process
+                        .arguments
+                        .iter()
+                        .map(|argument| self.mask.apply(argument)),
+                )
+            }),
             ancestors: Vec::new(),
         }
     }
 }
 
 impl Summary {
-    /// The distinct destinations among `tallies`, for counting.
+    /// Whether the job kept to its policy.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.violations == 0
     }
 }
 
-/// A command name, which ends at the first zero byte.
+/// A command name, which ends at the first zero byte and can hold anything else.
 fn text(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
-    String::from_utf8_lossy(&comm[..end]).into_owned()
+    let text = String::from_utf8_lossy(&comm[..end]);
+    text.replace(char::is_control, " ")
 }
 
 fn protocol(number: u8) -> String {

@@ -7,6 +7,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -101,13 +102,16 @@ impl Cgroup {
     ///
     /// [`CgroupError::Populated`], after which the cgroup is still there.
     pub fn end(&self) -> Result<(), CgroupError> {
-        if !self.path.exists() {
-            return Ok(());
+        let ended = self
+            .kill()
+            .and_then(|()| self.wait_until_empty())
+            // Below it there are cgroups only if a job that is root made some.
+            .and_then(|()| self.remove(&self.path));
+        match ended {
+            // Somebody else, a reaper or a sweep, was faster.
+            Err(CgroupError::Io { .. }) if !self.path.exists() => Ok(()),
+            ended => ended,
         }
-        self.kill()?;
-        self.wait_until_empty()?;
-        // Below it there are cgroups only if a job that is root made some.
-        self.remove(&self.path)
     }
 
     /// Kills every process in the cgroup and below (`cgroup.kill`, Linux 5.14).
@@ -195,11 +199,18 @@ fn own() -> Result<PathBuf, CgroupError> {
         .ok_or(CgroupError::NotMounted)
 }
 
-/// Every cgroup of that name, wherever it is in the hierarchy.
+/// Every cgroup of that name, wherever it is in the hierarchy; `None` where this process sees only
+/// a part of the hierarchy.
 #[must_use]
-pub fn find(name: &str) -> Vec<Cgroup> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = locate(&mounts, "0::/").into_iter().collect();
+pub fn find(name: &str) -> Option<Vec<Cgroup>> {
+    /// The inode of the hierarchy's root, for a kernfs numbers its nodes from it.
+    const ROOT: u64 = 1;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let root = locate(&mounts, "0::/")?;
+    if fs::metadata(&root).ok()?.ino() != ROOT {
+        return None;
+    }
+    let mut folders = vec![root];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -213,7 +224,7 @@ pub fn find(name: &str) -> Vec<Cgroup> {
             }
         }
     }
-    found
+    Some(found)
 }
 
 /// Finds the folder of a process's cgroup from its `mountinfo` and `cgroup` files (proc(5)).

@@ -7,20 +7,18 @@
 
 use std::{
     convert::Infallible,
-    env,
-    ffi::{OsStr, OsString},
-    fs::File,
+    ffi::OsString,
+    fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, process::CommandExt as _},
-    },
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::PathBuf,
     process::{Child, Command},
 };
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::{
     io::{FdFlags, fcntl_setfd},
+    net::{AddressFamily, sockopt::socket_domain},
     pipe::{PipeFlags, pipe_with},
     process::{Gid, Signal, Uid, getppid, set_parent_process_death_signal},
     thread::{
@@ -39,7 +37,8 @@ pub const ENTRY: &str = "__job";
 
 /// What a job that is root keeps: enough for a package manager to unpack files of any owner and
 /// to become its own helper users. Not among it is whatever configures networks, sends raw
-/// packets, loads programs or modules, mounts, traces, makes device nodes, or signals others.
+/// packets, loads programs or modules, mounts, traces or makes device nodes. They count in the
+/// job's user namespace only.
 const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -93,13 +92,18 @@ pub fn launch(
     account: &Account,
     command: &[OsString],
 ) -> Result<Child, LaunchError> {
+    refuse_network_streams()?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
-    // The one descriptor that the process needs besides its standard streams.
+    let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
+    // The two descriptors that the process needs besides its standard streams.
     fcntl_setfd(&writer, FdFlags::empty()).map_err(spawn_error)?;
+    fcntl_setfd(&go_reader, FdFlags::empty()).map_err(spawn_error)?;
     let mut process = Command::new("/proc/self/exe");
     process
         .arg(ENTRY)
+        .arg(std::process::id().to_string())
         .arg(writer.as_raw_fd().to_string())
+        .arg(go_reader.as_raw_fd().to_string())
         .arg(cgroup.path())
         .arg(account.uid.to_string())
         .arg(account.gid.to_string())
@@ -109,26 +113,65 @@ pub fn launch(
         process.envs(account.environment());
     }
     let mut child = process.spawn().map_err(LaunchError::Spawn)?;
-    drop(writer);
-    match outcome(reader, command) {
+    drop((writer, go_reader));
+    match follow(&child, File::from(reader), File::from(go_writer), command) {
         Ok(()) => Ok(child),
         Err(error) => {
-            // It has said why and is about to exit.
+            // It has said why and is about to exit, or cannot go on: its pipe is closed.
             child.wait().map_err(LaunchError::Spawn)?;
             Err(error)
         }
     }
 }
 
+/// A socket belongs to the cgroup that it was made in, so one that the job is handed as a standard
+/// stream would send unfenced.
+fn refuse_network_streams() -> Result<(), LaunchError> {
+    let streams = [
+        ("standard input", rustix::stdio::stdin()),
+        ("standard output", rustix::stdio::stdout()),
+        ("standard error", rustix::stdio::stderr()),
+    ];
+    for (name, fd) in streams {
+        // What is closed or no socket has no domain.
+        if socket_domain(fd).is_ok_and(|domain| domain != AddressFamily::UNIX) {
+            return Err(LaunchError::Setup(format!(
+                "{name} is a network socket, which would lead around the fence: put a pipe \
+                 between, as in `… | cat`"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn spawn_error(errno: rustix::io::Errno) -> LaunchError {
     LaunchError::Spawn(errno.into())
 }
 
-/// Reads what the process says: nothing when it has become the command, since the pipe is closed
-/// by that.
-fn outcome(reader: OwnedFd, command: &[OsString]) -> Result<(), LaunchError> {
+/// What the process says when it has a user namespace and waits for its ids.
+const NEEDS_IDS: u8 = b'+';
+
+/// Gives the process its ids, and reads what it says then: nothing when it has become the command,
+/// since the pipe is closed by that.
+fn follow(
+    child: &Child,
+    mut reader: File,
+    mut go: File,
+    command: &[OsString],
+) -> Result<(), LaunchError> {
+    let mut first = [0];
     let mut said = String::new();
-    File::from(reader)
+    if reader.read(&mut first).map_err(LaunchError::Spawn)? == 1 {
+        if first[0] == NEEDS_IDS {
+            map_ids(child.id())?;
+            go.write_all(&first).map_err(LaunchError::Spawn)?;
+        } else {
+            said.push(char::from(first[0]));
+        }
+    } else {
+        return Err(LaunchError::Setup("it ended without a word".to_owned()));
+    }
+    reader
         .read_to_string(&mut said)
         .map_err(LaunchError::Spawn)?;
     if said.is_empty() {
@@ -149,6 +192,19 @@ fn outcome(reader: OwnedFd, command: &[OsString]) -> Result<(), LaunchError> {
     Err(LaunchError::Setup(said))
 }
 
+/// Maps every user and group id to itself. Only a process of the namespace above may.
+fn map_ids(pid: u32) -> Result<(), LaunchError> {
+    for map in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{pid}/{map}");
+        fs::write(&path, "0 0 4294967295").map_err(|error| {
+            LaunchError::Setup(format!(
+                "write {path}: {error} (CAP_SETUID and CAP_SETGID are needed)"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 fn join(groups: &[u32]) -> String {
     let groups: Vec<_> = groups.iter().map(u32::to_string).collect();
     groups.join(",")
@@ -162,12 +218,13 @@ pub fn become_job(arguments: impl Iterator<Item = OsString>) -> u8 {
         eprintln!("jobfence: {ENTRY} is for jobfence's own use");
         return 2;
     };
-    // The descriptor came by inheritance; its number is all there is of it.
-    let status = format!("/proc/self/fd/{}", order.status);
-    let Ok(mut status) = File::options().write(true).open(status) else {
+    // The descriptors came by inheritance; their numbers are all there is of them.
+    let inherited = |fd: u32| format!("/proc/self/fd/{fd}");
+    let status = File::options().write(true).open(inherited(order.status));
+    let (Ok(mut status), Ok(mut go)) = (status, File::open(inherited(order.go))) else {
         return 111;
     };
-    let said = match order.carry_out() {
+    let said = match order.carry_out(&mut status, &mut go) {
         Err(Failure::Exec(error)) => format!("exec {}", error.raw_os_error().unwrap_or(0)),
         Err(Failure::Setup(what)) => what,
     };
@@ -180,7 +237,9 @@ pub fn become_job(arguments: impl Iterator<Item = OsString>) -> u8 {
 
 /// What the agent wants of the process.
 struct Order {
+    agent: u32,
     status: u32,
+    go: u32,
     cgroup: PathBuf,
     uid: u32,
     gid: u32,
@@ -200,7 +259,9 @@ impl Order {
             text?.to_str()?.parse().ok()
         }
         Some(Self {
+            agent: number(arguments.next())?,
             status: number(arguments.next())?,
+            go: number(arguments.next())?,
             cgroup: arguments.next()?.into(),
             uid: number(arguments.next())?,
             gid: number(arguments.next())?,
@@ -216,32 +277,43 @@ impl Order {
         })
     }
 
-    fn carry_out(&self) -> Result<Infallible, Failure> {
-        let parent = getppid();
+    fn carry_out(&self, status: &mut File, go: &mut File) -> Result<Infallible, Failure> {
+        let setup =
+            |what: &str, error: &dyn std::fmt::Display| Failure::Setup(format!("{what}: {error}"));
         // The agent takes these by a descriptor and so has them blocked, which is inherited.
         run::forwarded()
             .thread_unblock()
-            .map_err(|errno| Failure::Setup(format!("unblock signals: {errno}")))?;
+            .map_err(|errno| setup("unblock signals", &errno))?;
         Cgroup::open(self.cgroup.clone())
             .enter()
             .map_err(|error| Failure::Setup(error.to_string()))?;
-        sys::close_on_exec_from(3).map_err(|error| {
-            Failure::Setup(format!(
-                "close inherited descriptors: {error} (Linux 5.11 is needed)"
-            ))
+        sys::close_on_exec_from(3)
+            .map_err(|error| setup("close inherited descriptors (Linux 5.11 is needed)", &error))?;
+        seclude::seclude(self.uid, self.gid).map_err(|(path, errno)| {
+            let what =
+                format!("hide what leads around the fence, at {path} (CAP_SYS_ADMIN is needed)");
+            setup(&what, &errno)
         })?;
-        seclude::seclude(self.uid).map_err(|(path, errno)| {
-            Failure::Setup(format!(
-                "hide what leads around the fence, at {path}: {errno} (CAP_SYS_ADMIN is needed)"
-            ))
+        // A process outside that runs as the same user would be a way out: through its /proc/PID
+        // folder its file systems, and by ptrace itself. The kernel allows neither from another
+        // user namespace (ptrace(2), "Ptrace access mode checking").
+        unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| {
+            setup(
+                "make a user namespace (is user.max_user_namespaces 0?)",
+                &errno,
+            )
         })?;
+        status
+            .write_all(&[NEEDS_IDS])
+            .and_then(|()| go.read_exact(&mut [0]))
+            .map_err(|error| setup("wait for the agent", &error))?;
         self.drop_privileges()
-            .map_err(|(what, errno)| Failure::Setup(format!("{what}: {errno}")))?;
+            .map_err(|(what, errno)| setup(what, &errno))?;
         // If the agent dies, this process does. It is the reaper that ends the others; a change
         // of user clears the setting, so it comes after.
         set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|errno| Failure::Setup(format!("die with the agent: {errno}")))?;
-        if getppid() != parent {
+            .map_err(|errno| setup("die with the agent", &errno))?;
+        if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(self.agent) {
             return Err(Failure::Setup("the agent is gone".to_owned()));
         }
         let error = Command::new(&self.command).args(&self.arguments).exec();
@@ -280,16 +352,4 @@ impl Order {
         set_capabilities(None, sets).map_err(|errno| ("set capabilities", errno))?;
         set_no_new_privs(true).map_err(|errno| ("set no_new_privs", errno))
     }
-}
-
-/// Whether `name` is what [`ENTRY`] calls; for `main`, before anything else is done.
-#[must_use]
-pub fn is_entry(name: &OsStr) -> bool {
-    name.as_bytes() == ENTRY.as_bytes()
-}
-
-/// The arguments after the program's name and `ENTRY`.
-#[must_use]
-pub fn entry_arguments() -> impl Iterator<Item = OsString> {
-    env::args_os().skip(2)
 }

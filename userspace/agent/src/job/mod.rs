@@ -26,6 +26,8 @@ pub enum State {
     Auditing,
     /// What the policy does not allow is refused, but the job has means to get around that.
     Advisory(Vec<String>),
+    /// The fence failed while the job ran, and the job was ended.
+    Failed(String),
 }
 
 impl fmt::Display for State {
@@ -33,6 +35,7 @@ impl fmt::Display for State {
         match self {
             Self::Enforcing => f.write_str("enforcing"),
             Self::Auditing => f.write_str("auditing"),
+            Self::Failed(reason) => write!(f, "failed({reason})"),
             Self::Advisory(reasons) => write!(f, "advisory({})", reasons.join("; ")),
         }
     }

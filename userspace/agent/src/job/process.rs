@@ -11,6 +11,7 @@
 //! command name and parent.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     fs::{self, File},
     io,
@@ -47,8 +48,8 @@ pub struct Process {
     pub comm: String,
     /// The program's file, if it could be read.
     pub exe: Option<PathBuf>,
-    /// The command line, its arguments separated by spaces and quoted where that is needed.
-    pub cmdline: Option<String>,
+    /// Its arguments, from its own name on; none when they could not be read.
+    pub arguments: Vec<String>,
 }
 
 /// The processes of a job.
@@ -119,6 +120,9 @@ impl Processes {
     fn apply(&mut self, event: ProcessEvent) {
         match event {
             ProcessEvent::Fork { parent, child } => {
+                // The number may have been another process's.
+                self.known.remove(&child);
+                self.ended.retain(|&pid| pid != child);
                 if let Some(parent) = self.known.get(&parent) {
                     let process = Process {
                         pid: child,
@@ -207,26 +211,36 @@ fn read(pid: u32) -> Option<Process> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         Some(line.trim())
     };
-    let cmdline = fs::read(folder.join("cmdline"))
-        .ok()
-        .filter(|line| !line.is_empty());
+    let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
     Some(Process {
         pid,
         ppid: field("PPid:")?.parse().ok()?,
         comm: field("Name:")?.to_owned(),
         exe: fs::read_link(folder.join("exe")).ok(),
-        cmdline: cmdline.map(|line| join(&line)),
+        arguments: split(&cmdline),
     })
 }
 
-/// Makes one line of a `cmdline` file, whose arguments end in zero bytes.
-fn join(cmdline: &[u8]) -> String {
-    /// Longest command line that is kept, in bytes.
+/// Splits a `cmdline` file, in which each argument ends in a zero byte.
+fn split(cmdline: &[u8]) -> Vec<String> {
+    /// How much of a command line is kept, in bytes; a list of files can be megabytes.
+    const LONGEST: usize = 64 << 10;
+    let kept = &cmdline[..cmdline.len().min(LONGEST)];
+    let kept = kept.strip_suffix(b"\0").unwrap_or(kept);
+    if kept.is_empty() {
+        return Vec::new();
+    }
+    let text = |argument: &[u8]| String::from_utf8_lossy(argument).into_owned();
+    kept.split(|&byte| byte == 0).map(text).collect()
+}
+
+/// Makes one line of arguments, quoted where that is needed.
+#[must_use]
+pub fn join<'a>(arguments: impl Iterator<Item = Cow<'a, str>>) -> String {
+    /// How much of it is shown, in characters.
     const LONGEST: usize = 4096;
-    let cut = &cmdline[..cmdline.len().min(LONGEST)];
-    let text = String::from_utf8_lossy(cut);
-    let words: Vec<_> = text.trim_end_matches('\0').split('\0').map(quote).collect();
-    words.join(" ")
+    let words: Vec<_> = arguments.map(|word| quote(&word)).collect();
+    words.join(" ").chars().take(LONGEST).collect()
 }
 
 /// Quotes an argument as a shell reads it, if it holds anything but the usual characters.
@@ -400,15 +414,16 @@ mod tests {
 
     #[test]
     fn a_command_line_can_be_pasted_into_a_shell() {
+        let line = |cmdline: &[u8]| join(split(cmdline).iter().map(Cow::from));
         assert_eq!(
-            join(b"curl\0-sS\0https://a.test/\0"),
+            line(b"curl\0-sS\0https://a.test/\0"),
             "curl -sS https://a.test/"
         );
         assert_eq!(
-            join(b"sh\0-c\0echo 'a' > b\0\0"),
-            r"sh -c 'echo '\''a'\'' > b'"
+            line(b"sh\0-c\0echo 'a' > b\0\0"),
+            r"sh -c 'echo '\''a'\'' > b' ''"
         );
-        assert_eq!(join(b"printf\0\x1b[31m\n\0"), "printf ' [31m '");
+        assert_eq!(line(b"printf\0\x1b[31m\n\0"), "printf ' [31m '");
     }
 
     #[test]

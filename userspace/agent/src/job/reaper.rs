@@ -13,18 +13,26 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use rustix::process::setsid;
 
 use super::cgroup::{self, Cgroup, CgroupError};
-use crate::kernel;
+use crate::kernel::{self, Abandoned};
 
 /// The argument that makes a process of this program a reaper.
 pub const ENTRY: &str = "__reap";
 
 /// What the agent writes to a reaper that is no longer needed.
 const DONE: &[u8] = b"done";
+
+/// How often a reaper tries to end a job. A try takes ten seconds while a process cannot be killed.
+const TRIES: u32 = 1000;
+
+/// How long it waits after a try that failed at once.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A running reaper.
 pub struct Reaper {
@@ -85,15 +93,16 @@ pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         return 0;
     }
     let cgroup = Cgroup::open(PathBuf::from(cgroup));
-    loop {
+    for _ in 0..TRIES {
         match cgroup.end() {
             Ok(()) => return u8::from(kernel::unpin(Path::new(&pins)).is_err()),
-            // No deadline: as long as a process is left, the fence stays.
             Err(CgroupError::Populated { .. }) => {}
-            // Whatever is left stays fenced.
-            Err(_) => return 1,
+            // A process that was just on its way in, for one.
+            Err(_) => thread::sleep(PAUSE),
         }
     }
+    // Whatever is left stays fenced; the next start of jobfence tries again.
+    1
 }
 
 /// Ends the jobs whose agent and reaper are gone.
@@ -105,17 +114,22 @@ pub fn sweep() {
         Vec::new()
     });
     for job in abandoned {
-        tracing::warn!(job = job.id, "ending what a killed jobfence left behind");
-        let ended = cgroup::find(&job_cgroup(&job.id))
-            .iter()
-            .try_for_each(Cgroup::end);
-        let swept = ended
-            .map_err(|error| error.to_string())
-            .and_then(|()| kernel::unpin(&job.folder).map_err(|error| error.to_string()));
-        if let Err(error) = swept {
-            tracing::warn!(job = job.id, error, "it is still there, and still fenced");
+        tracing::info!(job = job.id, "ending what a killed jobfence left behind");
+        if let Err(error) = end(&job) {
+            tracing::info!(job = job.id, error, "it is still there, and still fenced");
         }
     }
+}
+
+fn end(job: &Abandoned) -> Result<(), String> {
+    // From within a cgroup namespace or a container only a part can be seen: what is not found
+    // there may be alive elsewhere.
+    let found =
+        cgroup::find(&job_cgroup(&job.id)).ok_or("not all cgroups can be seen from here")?;
+    for cgroup in found {
+        cgroup.end().map_err(|error| error.to_string())?;
+    }
+    kernel::unpin(&job.folder).map_err(|error| error.to_string())
 }
 
 /// The name of the cgroup of the job `id`.

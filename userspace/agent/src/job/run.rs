@@ -7,12 +7,12 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{MetadataExt as _, OpenOptionsExt as _},
+            fs::{FileTypeExt as _, MetadataExt as _},
             process::ExitStatusExt as _,
         },
     },
@@ -30,7 +30,7 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 use rustix::{
-    fs::statfs,
+    fs::{CWD, OFlags, ResolveFlags, openat2, statfs},
     mount::{MountFlags, mount},
     process::{Pid, PidfdFlags, geteuid, kill_process, pidfd_open},
 };
@@ -104,7 +104,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// The log cannot be written.
-    #[error("cannot write the log {path}: {source}; a link in its place is not followed")]
+    #[error("cannot write the log {path}: {source}. Links on its path are not followed")]
     Log {
         /// Its path.
         path: PathBuf,
@@ -208,46 +208,34 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let mut events = Events::new(&mut kernel)?;
 
     audit.recorder().job("started");
-    let child = match launch::launch(&cgroup, &options.account, &options.command) {
-        Ok(child) => child,
-        Err(error) => {
-            let Some(status) = error.shell_status() else {
+    let launched = launch::launch(&cgroup, &options.account, &options.command);
+    let (watched, not_executed) = match launched {
+        Ok(child) => {
+            audit.recorder().processes().set_root(child.id());
+            let on_violation = policy.on_violation;
+            let watched = watch(child, &cgroup, &audit, &mut events, &signals, on_violation).await;
+            (watched.map(shell_status), None)
+        }
+        Err(error) => match error.shell_status() {
+            Some(status) => (Ok(status), Some(error)),
+            None => {
                 job.end(&cgroup)?;
                 return Err(RunError::Launch(error));
-            };
-            let failure = job.end(&cgroup).err().map(|error| error.to_string());
-            return Ok(Outcome {
-                summary: audit.recorder().finish(),
-                status,
-                not_executed: Some(error),
-                failure,
-            });
-        }
+            }
+        },
     };
-    audit.recorder().processes().set_root(child.id());
-
-    let watched = watch(
-        child,
-        &cgroup,
-        &audit,
-        &mut events,
-        &signals,
-        policy.on_violation,
-    )
-    .await;
     // Whatever happened, nothing of the job goes on without the fence.
     let ended = job.end(&cgroup);
     resolver.settle().await;
-    events.drain(&audit);
+    while events.drain(&audit) {}
     let counted = kernel.counters(SLOT);
+
     let mut recorder = audit.recorder();
     if let Ok(counters) = &counted
         && counters.lost > 0
     {
         recorder.loss(counters.lost);
     }
-    recorder.job("finished");
-    let summary = recorder.finish();
     let log_error = recorder
         .log_error()
         .map(|error| format!("the log could not be written ({error}), so the job was ended"));
@@ -257,11 +245,12 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         ended.err().map(|error| error.to_string()),
         counted.err().map(|error| error.to_string()),
     ];
+    let failure = failures.into_iter().flatten().next();
     Ok(Outcome {
-        summary,
-        status: watched.map_or(0, shell_status),
-        not_executed: None,
-        failure: failures.into_iter().flatten().next(),
+        summary: recorder.finish(failure.as_deref()),
+        status: watched.unwrap_or(1),
+        not_executed,
+        failure,
     })
 }
 
@@ -307,9 +296,11 @@ impl Fenced {
         self.fence
             .take_down()
             .map_err(failed("take down the fence"))?;
-        self.reaper
-            .dismiss()
-            .map_err(failed("send the reaper away"))
+        // It is not needed any more; that it is gone already harms nobody.
+        if let Err(error) = self.reaper.dismiss() {
+            tracing::debug!(%error, "the reaper was gone");
+        }
+        Ok(())
     }
 }
 
@@ -334,25 +325,29 @@ async fn watch(
     let processes = process_events(audit)?;
     let mut killed = false;
     loop {
+        // In this order: a flood of attempts must not keep signals and the job's end waiting.
         tokio::select! {
             biased;
+            ready = signals.readable.readable() => {
+                ready?.clear_ready();
+                signals.forward(pid)?;
+            }
+            ready = exited.readable() => {
+                ready?.retain_ready();
+                return child.wait();
+            }
+            () = audit.changed.notified() => {}
+            ready = readable(processes.as_ref()) => {
+                ready?.clear_ready();
+                audit.recorder().processes().catch_up();
+            }
             ready = events.readable.readable() => {
                 // Cleared first: what comes while draining is seen again.
                 ready?.clear_ready();
                 events.drain(audit);
             }
-            ready = readable(processes.as_ref()) => {
-                ready?.clear_ready();
-                audit.recorder().processes().catch_up();
-            }
-            ready = signals.readable.readable() => {
-                ready?.clear_ready();
-                signals.forward(pid)?;
-            }
-            () = audit.changed.notified() => {}
-            ready = exited.readable() => {
-                ready?.retain_ready();
-                return child.wait();
+            () = tokio::task::yield_now(), if events.more => {
+                events.drain(audit);
             }
         }
         let recorder = audit.recorder();
@@ -386,22 +381,39 @@ fn process_events(audit: &Audit) -> io::Result<Option<AsyncFd<OwnedFd>>> {
 struct Events {
     ring: RingBuf<MapData>,
     readable: AsyncFd<OwnedFd>,
+    /// Whether some were left when it was last drained.
+    more: bool,
 }
 
 impl Events {
+    /// Attempts that are taken in one go.
+    const BATCH: usize = 256;
+
     fn new(kernel: &mut Kernel) -> Result<Self, RunError> {
         let ring = kernel.take_events()?;
         let readable = sys::watch(&ring).map_err(failed("watch the ring buffer"))?;
-        Ok(Self { ring, readable })
+        Ok(Self {
+            ring,
+            readable,
+            more: false,
+        })
     }
 
-    fn drain(&mut self, audit: &Audit) {
-        while let Some(item) = self.ring.next() {
+    /// Takes a batch of attempts, and says whether there may be more.
+    fn drain(&mut self, audit: &Audit) -> bool {
+        let mut recorder = audit.recorder();
+        for _ in 0..Self::BATCH {
+            let Some(item) = self.ring.next() else {
+                self.more = false;
+                return false;
+            };
             match abi::Event::read_from_bytes(&item) {
-                Ok(event) => audit.recorder().kernel(&event),
+                Ok(event) => recorder.kernel(&event),
                 Err(_) => tracing::error!(bytes = item.len(), "an event of the wrong size"),
             }
         }
+        self.more = true;
+        true
     }
 }
 
@@ -427,7 +439,11 @@ impl EventSink for Audit {
         let client: Option<Client> =
             self.clients
                 .find(event.peer.port(), proto, event.peer.is_ipv6());
-        self.recorder().dns(&event, client.as_ref());
+        // The kernel notes who of the job asks before a question arrives. Anybody on the host can
+        // send to the resolver's port; what others ask is none of the job's business.
+        if let Some(client) = client {
+            self.recorder().dns(&event, &client);
+        }
         self.changed.notify_one();
     }
 }
@@ -547,27 +563,36 @@ fn job_id() -> String {
     format!("{:x}-{}", since.as_micros(), std::process::id())
 }
 
-/// Opens the log. It is root's, and a link in its place is not followed: the folder may belong to
-/// the user of the job.
+/// Opens the log. The folder may belong to the user of the job, and so may whatever is there in
+/// the log's place: no link on the way is followed, and a file that others can change is none.
 fn open_log(path: &Path) -> Result<File, RunError> {
     let log_error = |source| RunError::Log {
         path: path.to_owned(),
         source,
     };
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(log_error)?;
+    let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
+    // Else a FIFO in its place would wait for a reader.
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    let file = openat2(CWD, path, flags, mode, ResolveFlags::NO_SYMLINKS)
+        .map_err(|errno| log_error(errno.into()))?;
+    let file = File::from(file);
     let meta = file.metadata().map_err(log_error)?;
-    if meta.is_file() && meta.nlink() > 1 {
-        return Err(log_error(io::Error::other(
-            "it has more than one name (hard links)",
-        )));
+    let fault = if meta.file_type().is_char_device() {
+        None
+    } else if !meta.is_file() {
+        Some("it is not a file")
+    } else if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+        Some("others than root can change it; remove it, and jobfence makes a new one")
+    } else if meta.nlink() > 1 {
+        Some("it has more than one name (hard links)")
+    } else {
+        None
+    };
+    match fault {
+        Some(fault) => Err(log_error(io::Error::other(fault))),
+        None => Ok(file),
     }
-    Ok(file)
 }
 
 /// Mounts the bpf file system where it is not mounted yet, as systemd does at boot.

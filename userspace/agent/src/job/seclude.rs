@@ -7,42 +7,53 @@
 //! the hierarchies are read-only and those sockets are covered. Mounts that a namespace inherits
 //! cannot be taken apart in a user namespace below it (mount_namespaces(7)).
 
-use std::{fs, os::unix::fs::FileTypeExt as _, path::Path};
+use std::{ffi::CString, fs, os::unix::fs::FileTypeExt as _, path::Path};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
     io,
-    mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount},
+    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
 };
 
-/// File systems on which a write could undo the fence.
-const READ_ONLY: [&str; 5] = ["cgroup", "cgroup2", "bpf", "tracefs", "debugfs"];
+/// File systems on which a write could undo the fence, or make the kernel act for the job.
+const READ_ONLY: [&str; 8] = [
+    "cgroup",
+    "cgroup2",
+    "bpf",
+    "tracefs",
+    "debugfs",
+    "securityfs",
+    "sysfs",
+    "configfs",
+];
 
-/// Sockets of services that would act outside the fence for whoever asks; `{uid}` is the job's.
-const SOCKETS: [&str; 14] = [
+/// Parts of /proc of which the same is true.
+const READ_ONLY_PROC: [&str; 2] = ["/proc/sys", "/proc/sysrq-trigger"];
+
+/// Sockets of services that would act outside the fence for whoever asks.
+const SOCKETS: [&str; 13] = [
     // Service managers: start anything, anywhere.
     "/run/systemd/private",
     "/run/dbus/system_bus_socket",
-    "/run/user/{uid}/systemd/private",
-    "/run/user/{uid}/bus",
-    // Container engines: the same.
+    // Container engines and machines: the same.
     "/run/docker.sock",
     "/run/containerd/containerd.sock",
     "/run/podman/podman.sock",
-    "/run/user/{uid}/docker.sock",
-    "/run/user/{uid}/podman/podman.sock",
     "/run/crio/crio.sock",
+    "/run/buildkit/buildkitd.sock",
+    "/run/libvirt/libvirt-sock",
     "/run/snapd.socket",
+    "/var/lib/incus/unix.socket",
     // Resolvers: ask for any name, and carry data out in it.
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/nscd/socket",
     "/run/avahi-daemon/socket",
 ];
 
-/// Moves the calling process into such a namespace. `uid` is the job's user.
+/// Moves the calling process into such a namespace. `uid` and `gid` are the job's.
 ///
 /// Returns what failed, on which path.
-pub(crate) fn seclude(uid: u32) -> Result<(), (String, io::Errno)> {
+pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
     let at = |path: &str| {
         let path = path.to_owned();
         move |errno| (path, errno)
@@ -59,12 +70,33 @@ pub(crate) fn seclude(uid: u32) -> Result<(), (String, io::Errno)> {
         let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
         mount_remount(point.as_str(), flags, "").map_err(at(&point))?;
     }
-    for socket in SOCKETS {
-        let socket = socket.replace("{uid}", &uid.to_string());
-        // A missing one cannot be reached; one that appears later was started by somebody else.
-        if fs::metadata(&socket).is_ok_and(|meta| meta.file_type().is_socket()) {
-            mount_bind(Path::new("/dev/null"), Path::new(&socket)).map_err(at(&socket))?;
+    for path in READ_ONLY_PROC {
+        if Path::new(path).exists() {
+            mount_bind(path, path).map_err(at(path))?;
+            mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, "").map_err(at(path))?;
         }
+    }
+    for socket in SOCKETS {
+        // A missing one cannot be reached; one that appears later was started by somebody else.
+        if fs::metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
+            mount_bind(Path::new("/dev/null"), Path::new(socket)).map_err(at(socket))?;
+        }
+    }
+    // The user's own service manager, bus, container engine and agents; the job gets an empty
+    // folder in place of theirs.
+    let runtime = format!("/run/user/{uid}");
+    if Path::new(&runtime).exists() {
+        let options = CString::new(format!("mode=0700,uid={uid},gid={gid}"))
+            .map_err(|_| at(&runtime)(io::Errno::INVAL))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount(
+            "tmpfs",
+            runtime.as_str(),
+            "tmpfs",
+            flags,
+            options.as_c_str(),
+        )
+        .map_err(at(&runtime))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{env, ffi::OsString, path::PathBuf};
 
-use nix::unistd::{Gid, Uid, User, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use thiserror::Error;
 
 /// Who runs the job's processes.
@@ -12,7 +12,7 @@ pub struct Account {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups, the primary one included.
+    /// Supplementary groups, the primary one included, but for those that would make it root.
     pub groups: Vec<u32>,
     /// Name, home folder and shell, for the environment; none for a user id without an entry in
     /// the user database.
@@ -46,6 +46,28 @@ pub enum UserError {
     },
 }
 
+/// Groups whose members can act as root, on the host or through a service that does: a job is in
+/// none of them.
+const LEFT_OUT: [&str; 7] = [
+    "disk",
+    "docker",
+    "incus",
+    "incus-admin",
+    "libvirt",
+    "lxd",
+    "podman",
+];
+
+/// The id in a variable that sudo sets. One that does not parse is no reason to become root.
+fn by_sudo(name: &'static str) -> Result<Option<u32>, UserError> {
+    let Some(value) = env::var_os(name) else {
+        return Ok(None);
+    };
+    let id = value.to_str().and_then(|value| value.parse().ok());
+    id.map(Some)
+        .ok_or_else(|| UserError::Unknown(format!("{name}={}", value.display())))
+}
+
 impl Account {
     /// The user of a job: `asked` (a login name or a user id) if given, else the one who called
     /// sudo, else root.
@@ -58,9 +80,8 @@ impl Account {
             return Self::named(asked);
         }
         // sudo sets both from the caller's credentials. Whoever can set them otherwise is root.
-        let by_sudo = |name: &str| env::var(name).ok()?.parse::<u32>().ok();
-        match by_sudo("SUDO_UID") {
-            Some(uid) => Self::with_id(uid, by_sudo("SUDO_GID")),
+        match by_sudo("SUDO_UID")? {
+            Some(uid) => Self::with_id(uid, by_sudo("SUDO_GID")?),
             None => Self::with_id(0, None),
         }
     }
@@ -81,6 +102,10 @@ impl Account {
 
     /// A user by id, who need not have an entry: containers often lack one.
     fn with_id(uid: u32, gid: Option<u32>) -> Result<Self, UserError> {
+        // To setresuid(2) this one means "leave it as it is".
+        if uid == u32::MAX || gid == Some(u32::MAX) {
+            return Err(UserError::Unknown(u32::MAX.to_string()));
+        }
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|source| UserError::Lookup {
             user: uid.to_string(),
             source,
@@ -106,7 +131,12 @@ impl Account {
         };
         let name =
             std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
-        let groups = getgrouplist(&name, user.gid).map_err(lookup)?;
+        let mut groups = getgrouplist(&name, user.gid).map_err(lookup)?;
+        for left_out in LEFT_OUT {
+            if let Some(group) = Group::from_name(left_out).map_err(lookup)? {
+                groups.retain(|&gid| gid != group.gid || gid == user.gid);
+            }
+        }
         Ok(Self {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),

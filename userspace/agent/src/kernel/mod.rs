@@ -170,7 +170,9 @@ impl Kernel {
     ///
     /// [`KernelError::Load`] and [`KernelError::Program`] when the kernel refuses.
     pub fn load() -> Result<Self, KernelError> {
-        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
+        // The object touches no kernel structure, so the kernel's own types, megabytes of them,
+        // need not be read.
+        let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(Box::new)?;
         for (name, _) in PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let loaded = match name {
