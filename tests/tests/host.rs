@@ -283,9 +283,8 @@ fn without_a_capability_nothing_runs() -> Result<()> {
         ("-net_admin,-sys_admin", "CAP_NET_ADMIN"),
         ("-perfmon,-sys_admin", "CAP_PERFMON"),
         ("-sys_admin", "CAP_SYS_ADMIN"),
-        ("-setuid", "set the user"),
-        ("-setgid", "set the groups"),
-        ("-setpcap", "drop capabilities"),
+        ("-setuid", "CAP_SETUID"),
+        ("-setgid", "CAP_SETGID"),
     ] {
         let set = format!("--bounding-set={without}");
         refuses(&internet, &["setpriv", &set], &options, 111, &[said]);
@@ -447,7 +446,7 @@ fn a_log_that_fills_up_ends_the_job() -> Result<()> {
         let command = ["python3", "-c", ENDLESS, &BLOCKED.v4.to_string()];
         let output = output(&internet, &through, &options, &command);
         assert_eq!(output.status.code(), Some(111), "{log}: {output:#?}");
-        for part in ["the log could not be written", "No space left on device"] {
+        for part in ["the log", "No space left on device"] {
             assert!(output.stderr.contains(part), "{log}: {output:#?}");
         }
         let arrived = internet.attempts_since(start);
@@ -584,7 +583,7 @@ fn a_policy_or_a_job_that_is_not_there_runs_nothing() -> Result<()> {
     let said = [missing, "No such file"];
     refuses(&internet, &[], &["--policy", missing], 112, &said);
     let folder = internet.dir().to_str().context("a path in UTF-8")?;
-    let said = [folder, "Is a directory"];
+    let said = [folder, "it is not a file"];
     refuses(&internet, &[], &["--policy", folder], 112, &said);
     let said = [".jobfence.yml", ".github/jobfence.yml", "--policy"];
     refuses(&internet, &[], &[], 112, &said);
@@ -994,9 +993,9 @@ fn as_root(internet: &Internet, script: &str) -> String {
 #[test]
 fn a_job_that_is_root_has_the_documented_capabilities_and_no_more() -> Result<()> {
     let internet = Internet::new()?;
-    // chown, dac_override, fowner, fsetid, setgid, setuid, net_bind_service, sys_chroot,
+    // chown, dac_override, fowner, fsetid, setgid, setuid, sys_chroot,
     // audit_write, setfcap, by their numbers in linux/capability.h.
-    let kept: u64 = [0, 1, 3, 4, 6, 7, 10, 18, 29, 31]
+    let kept: u64 = [0, 1, 3, 4, 6, 7, 18, 29, 31]
         .iter()
         .map(|bit| 1 << bit)
         .sum();
@@ -1015,36 +1014,27 @@ fn a_job_that_is_root_has_the_documented_capabilities_and_no_more() -> Result<()
     Ok(())
 }
 
-/// Tries to leave the cgroup by every hierarchy, and to write to every bpf file system. Prints
-/// the file system's type and what happened.
+/// Tries to leave the cgroup by every hierarchy. Prints the hierarchy's type and what happened.
 const LEAVE: &str = "
 import errno, os
 for line in open('/proc/self/mountinfo'):
     point, kind = line.split(' ')[4], line.split(' - ')[1].split(' ')[0]
     try:
-        if kind in ('cgroup', 'cgroup2'):
-            open(point + '/cgroup.procs', 'w').write(str(os.getpid()))
-        elif kind == 'bpf':
-            os.mkdir(point + '/jobfence-tests-leave')
-            os.rmdir(point + '/jobfence-tests-leave')
-        else:
-            continue
+        if kind not in ('cgroup', 'cgroup2'): continue
+        open(point + '/cgroup.procs', 'w').write(str(os.getpid()))
         print(kind, 'written')
     except OSError as error:
         print(kind, errno.errorcode[error.errno])
 ";
 
 #[test]
-fn a_job_that_is_root_can_write_to_no_cgroup_and_no_bpf_file_system() -> Result<()> {
+fn a_job_that_is_root_can_leave_its_cgroup_by_no_hierarchy() -> Result<()> {
     let internet = Internet::new()?;
     let unfenced = run(internet.command("python3").args(["-c", LEAVE]), DEADLINE)?;
-    for kind in ["cgroup2", "bpf"] {
-        let line = format!("{kind} written\n");
-        assert!(
-            unfenced.stdout.contains(&line),
-            "proves nothing: {unfenced:#?}"
-        );
-    }
+    assert!(
+        unfenced.stdout.contains("cgroup2 written\n"),
+        "proves nothing: {unfenced:#?}"
+    );
     let fenced = as_root(&internet, LEAVE);
     let lines = |text: &str| text.lines().count();
     assert_eq!(lines(&fenced), lines(&unfenced.stdout), "{fenced}");
@@ -1079,7 +1069,6 @@ open('theirs/file', 'a').write('y')
 os.chmod('theirs/file', 0o6755)
 assert stat.S_IMODE(os.stat('theirs/file').st_mode) == 0o6755
 os.setxattr('theirs/file', 'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'))
-socket.create_server(('127.0.0.1', 81)).close()
 pid = os.fork()
 if pid == 0:
     os.setgroups([])

@@ -698,19 +698,6 @@ fn bad_policies_run_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_missing_policy_runs_nothing() -> Result<()> {
-    let internet = Internet::new()?;
-    let fence = Fence::new(&internet, POLICY)?.options(&["--policy", "/nonexistent/policy.yml"]);
-    let fenced = fence.run(&["touch", "ran"])?;
-    assert!(matches!(fenced.code, Some(2 | 112)), "{fenced:#?}");
-    assert!(
-        !internet.home().join("ran").exists(),
-        "user code ran without a policy"
-    );
-    Ok(())
-}
-
 // The command.
 
 #[test]

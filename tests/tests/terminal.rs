@@ -499,6 +499,21 @@ fn a_job_ends_with_its_terminal() -> Result<()> {
     Ok(())
 }
 
+/// As under `ssh -t host jobfence run …`: no shell is there to end its jobs.
+#[test]
+fn a_job_without_a_shell_ends_with_its_terminal() -> Result<()> {
+    let internet = Internet::new()?;
+    let words = jobfence(&internet, &["sh", "-c", WAIT]);
+    let mut terminal = Terminal::start(&internet, &words, None)?;
+    let job = pid(&internet)?;
+    terminal.hang_up()?;
+    eventually("the job ends with its terminal", || is_gone(&job));
+    eventually("jobfence ends with its terminal", || {
+        matches!(terminal.child.try_wait(), Ok(Some(_)))
+    });
+    Ok(())
+}
+
 /// Prints what becomes of SIGHUP, then waits for the end of the input.
 const HANGUP: &str = "
 import signal, sys

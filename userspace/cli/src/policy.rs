@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use jobfence_agent::job::user::Account;
 use jobfence_policy::{Job, MAX_BYTES, Policy};
 use nix::{
@@ -22,8 +22,13 @@ const PLACES: [&str; 2] = [".jobfence.yml", ".github/jobfence.yml"];
 /// `account` may read it.
 pub(crate) fn load(given: Option<&Path>, name: Option<&str>, account: &Account) -> Result<Job> {
     let path = find(given)?;
-    let bytes = read(&path, account)
-        .with_context(|| format!("cannot read the policy {}", path.display()))?;
+    let bytes = read(&path, account).map_err(|error| {
+        let user = account.uid;
+        anyhow!(
+            "cannot read the policy {} as user {user}, who runs the job: {error}",
+            path.display()
+        )
+    })?;
     Ok(Policy::parse(&path.to_string_lossy(), &bytes)?.job(name)?)
 }
 
@@ -35,7 +40,7 @@ fn find(given: Option<&Path>) -> Result<PathBuf> {
     for place in PLACES {
         if Path::new(place)
             .try_exists()
-            .with_context(|| format!("cannot look for {place}"))?
+            .map_err(|error| anyhow!("cannot look for {place}: {error}"))?
         {
             return Ok(place.into());
         }

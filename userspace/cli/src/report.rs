@@ -33,9 +33,9 @@ pub(crate) fn init_diagnostics() {
         .init();
 }
 
-/// Prints an error with its causes.
+/// Prints an error. Its text holds its causes.
 pub(crate) fn error(error: &Error) {
-    emit(&format!("jobfence: {error:#}\n"));
+    emit(&format!("jobfence: {error}\n"));
 }
 
 /// Prints the report of a job.

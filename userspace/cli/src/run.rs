@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use jobfence_agent::job::{
     run::{Options, RunError, run as run_job},
@@ -86,9 +86,9 @@ pub(crate) fn run(arguments: RunArguments) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let outcome = match runtime.context("cannot start the agent") {
+    let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run_job(options)),
-        Err(error) => return fail(&error, NO_FENCE),
+        Err(error) => return fail(&anyhow!("cannot start the agent: {error}"), NO_FENCE),
     };
     match outcome {
         Ok(outcome) => {

@@ -2,9 +2,11 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     io::{self, Write as _},
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -130,6 +132,21 @@ impl Recorder {
     #[must_use]
     pub fn violations(&self) -> u64 {
         self.violations
+    }
+
+    /// Whether the log is still what is at `path`: who may write to its folder can put another file
+    /// there.
+    #[must_use]
+    pub fn logs_to(&self, path: &Path) -> bool {
+        let there = fs::symlink_metadata(path);
+        let here = self.log.as_ref().map(File::metadata);
+        matches!((there, here), (Ok(there), Some(Ok(here)))
+            if (there.dev(), there.ino()) == (here.dev(), here.ino()))
+    }
+
+    /// Takes the reason why the log could not be written, if so.
+    pub fn take_log_error(&mut self) -> Option<io::Error> {
+        self.log_error.take()
     }
 
     /// Why the log could not be written, if so. What cannot be logged must not go on.

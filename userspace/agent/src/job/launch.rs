@@ -29,7 +29,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use super::{cgroup::Cgroup, run, seclude, user::Account};
+use super::{cgroup::Cgroup, filter, run, seclude, user::Account};
 use crate::sys;
 
 /// The argument that makes a process of this program a job's first one.
@@ -47,7 +47,6 @@ const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::AUDIT_WRITE);
 
 /// Why a job's first process could not be started.
@@ -309,6 +308,7 @@ impl Order {
             .map_err(|error| setup("wait for the agent", &error))?;
         self.drop_privileges()
             .map_err(|(what, errno)| setup(what, &errno))?;
+        filter::apply().map_err(|error| setup("filter system calls", &error))?;
         // If the agent dies, this process does. It is the reaper that ends the others; a change
         // of user clears the setting, so it comes after.
         set_parent_process_death_signal(Some(Signal::KILL))
@@ -334,15 +334,17 @@ impl Order {
             }
             match remove_capability_from_bounding_set(capability) {
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(errno) => return Err(("drop capabilities", errno)),
+                Err(errno) => return Err(("drop capabilities (CAP_SETPCAP is needed)", errno)),
             }
         }
         let groups: Vec<_> = self.groups.iter().copied().map(Gid::from_raw).collect();
-        set_thread_groups(&groups).map_err(|errno| ("set the groups", errno))?;
+        set_thread_groups(&groups)
+            .map_err(|errno| ("set the groups (CAP_SETGID is needed)", errno))?;
         let gid = Gid::from_raw(self.gid);
         set_thread_res_gid(gid, gid, gid).map_err(|errno| ("set the group", errno))?;
         let uid = Uid::from_raw(self.uid);
-        set_thread_res_uid(uid, uid, uid).map_err(|errno| ("set the user", errno))?;
+        set_thread_res_uid(uid, uid, uid)
+            .map_err(|errno| ("set the user (CAP_SETUID is needed)", errno))?;
         clear_ambient_capability_set().map_err(|errno| ("clear ambient capabilities", errno))?;
         let sets = CapabilitySets {
             effective: keep,

@@ -8,6 +8,7 @@
 //! - [`run`]: one command as a job
 
 pub mod cgroup;
+mod filter;
 pub mod launch;
 pub mod process;
 pub mod reaper;

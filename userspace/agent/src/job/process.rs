@@ -34,6 +34,9 @@ use rustix::{
 /// Processes that have ended and are still remembered.
 const REMEMBERED: usize = 4096;
 
+/// Events that are taken in one go, so that a fork bomb does not keep the agent from all else.
+const MAX_EVENTS: usize = 4096;
+
 /// How far up a process's ancestors are followed.
 const MAX_ANCESTORS: usize = 32;
 
@@ -93,7 +96,7 @@ impl Processes {
             return;
         };
         let mut lost = false;
-        loop {
+        for _ in 0..MAX_EVENTS {
             match events.next() {
                 Ok(Some(event)) => self.apply(event),
                 Ok(None) => break,

@@ -11,13 +11,12 @@
 use std::{
     ffi::OsString,
     io::{self, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     thread,
     time::Duration,
 };
-
-use rustix::process::setsid;
 
 use super::cgroup::{self, Cgroup, CgroupError};
 use crate::kernel::{self, Abandoned};
@@ -52,6 +51,8 @@ impl Reaper {
             .arg(cgroup.path())
             .arg(pins)
             .env_clear()
+            // The terminal's signals are for the job's process group only.
+            .process_group(0)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -84,10 +85,6 @@ pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         eprintln!("jobfence: {ENTRY} is for jobfence's own use");
         return 2;
     };
-    // Away from the terminal, whose signals are not for it.
-    if setsid().is_err() {
-        return 1;
-    }
     let mut said = Vec::new();
     if io::stdin().read_to_end(&mut said).is_ok() && said == DONE {
         return 0;

@@ -9,6 +9,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::OwnedFd,
         unix::{
@@ -32,7 +33,7 @@ use nix::sys::{
 use rustix::{
     fs::{CWD, OFlags, ResolveFlags, openat2, statfs},
     mount::{MountFlags, mount},
-    process::{Pid, PidfdFlags, geteuid, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, geteuid, getpid, getsid, kill_process, pidfd_open},
 };
 use thiserror::Error;
 use tokio::{io::unix::AsyncFd, sync::Notify};
@@ -208,6 +209,14 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let mut events = Events::new(&mut kernel)?;
 
     audit.recorder().job("started");
+    if let Some(error) = audit.recorder().take_log_error() {
+        job.end(&cgroup)?;
+        let path = options.log.unwrap_or_default();
+        return Err(RunError::Log {
+            path,
+            source: error,
+        });
+    }
     let launched = launch::launch(&cgroup, &options.account, &options.command);
     let (watched, not_executed) = match launched {
         Ok(child) => {
@@ -243,6 +252,14 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         watched.as_ref().err().map(ToString::to_string),
         log_error,
         ended.err().map(|error| error.to_string()),
+        options
+            .log
+            .as_deref()
+            .filter(|path| !recorder.logs_to(path))
+            .map(|path| {
+                let path = path.display();
+                format!("the log {path} was moved or replaced while the job ran")
+            }),
         counted.err().map(|error| error.to_string()),
     ];
     let failure = failures.into_iter().flatten().next();
@@ -430,20 +447,28 @@ impl Audit {
     }
 }
 
-impl EventSink for Audit {
-    fn dns(&self, event: DnsEvent) {
-        let proto = match event.transport {
+impl Audit {
+    /// The process that asked, which the kernel noted before the question arrived.
+    fn client(&self, peer: SocketAddr, transport: Transport) -> Option<Client> {
+        let proto = match transport {
             Transport::Udp => proto::UDP,
             Transport::Tcp => proto::TCP,
         };
-        let client: Option<Client> =
-            self.clients
-                .find(event.peer.port(), proto, event.peer.is_ipv6());
-        // The kernel notes who of the job asks before a question arrives. Anybody on the host can
-        // send to the resolver's port; what others ask is none of the job's business.
-        if let Some(client) = client {
-            self.recorder().dns(&event, &client);
-        }
+        self.clients.find(peer.port(), proto, peer.is_ipv6())
+    }
+}
+
+impl EventSink for Audit {
+    fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool {
+        self.client(peer, transport).is_some()
+    }
+
+    fn dns(&self, event: DnsEvent) {
+        // A message that could not be read, from somebody else on this host.
+        let Some(client) = self.client(event.peer, event.transport) else {
+            return;
+        };
+        self.recorder().dns(&event, &client);
         self.changed.notify_one();
     }
 }
@@ -456,12 +481,7 @@ struct Grants {
 }
 
 impl AddressSink for Grants {
-    fn grant(
-        &self,
-        name: &Name,
-        _chain: &[Name],
-        addresses: &[std::net::IpAddr],
-    ) -> Result<(), GrantError> {
+    fn grant(&self, name: &Name, _chain: &[Name], addresses: &[IpAddr]) -> Result<(), GrantError> {
         for &addr in addresses {
             // The address may have been given for other names: all of them count.
             let mut names = self.table.names_of(addr);
@@ -523,19 +543,27 @@ impl Signals {
         Ok(Self { fd, readable })
     }
 
-    /// Passes on what was sent to this process alone. What the terminal sends (Ctrl-C) went to
-    /// the job too, which is in the same process group.
-    fn forward(&self, pid: Pid) -> io::Result<()> {
+    /// Passes on what was sent to this process alone. What the terminal sends (Ctrl-C) went to the
+    /// job too, which is in the same process group; but a hangup goes to the session's leader only.
+    fn forward(&self, job: Pid) -> io::Result<()> {
         /// `SI_KERNEL` of `asm-generic/siginfo.h`.
         const SI_KERNEL: i32 = 0x80;
+        let leads = getsid(None).is_ok_and(|session| session == getpid());
         while let Some(info) = self.fd.read_signal()? {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-            let signal = rustix::process::Signal::from_named_raw(number);
-            if let Some(signal) = signal.filter(|_| info.ssi_code != SI_KERNEL) {
-                match kill_process(pid, signal) {
-                    // It has just ended, which is seen next.
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                    Err(error) => return Err(error.into()),
+            let Some(signal) = rustix::process::Signal::from_named_raw(number) else {
+                continue;
+            };
+            let to_all =
+                info.ssi_code == SI_KERNEL && !(leads && signal == rustix::process::Signal::HUP);
+            if to_all {
+                continue;
+            }
+            match kill_process(job, signal) {
+                // It has just ended, which is seen next.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => {
+                    tracing::warn!(%error, number, "could not pass a signal on to the job")
                 }
             }
         }

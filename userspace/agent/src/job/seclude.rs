@@ -7,7 +7,12 @@
 //! the hierarchies are read-only and those sockets are covered. Mounts that a namespace inherits
 //! cannot be taken apart in a user namespace below it (mount_namespaces(7)).
 
-use std::{ffi::CString, fs, os::unix::fs::FileTypeExt as _, path::Path};
+use std::{
+    ffi::{CStr, CString},
+    fs,
+    os::unix::fs::FileTypeExt as _,
+    path::Path,
+};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
@@ -16,16 +21,19 @@ use rustix::{
 };
 
 /// File systems on which a write could undo the fence, or make the kernel act for the job.
-const READ_ONLY: [&str; 8] = [
+const READ_ONLY: [&str; 7] = [
     "cgroup",
     "cgroup2",
-    "bpf",
     "tracefs",
     "debugfs",
     "securityfs",
     "sysfs",
     "configfs",
 ];
+
+/// The file system where the fence is pinned. Read-only is not enough: whoever may open a pinned
+/// link can detach it.
+const COVERED: &str = "bpf";
 
 /// Parts of /proc of which the same is true.
 const READ_ONLY_PROC: [&str; 2] = ["/proc/sys", "/proc/sysrq-trigger"];
@@ -50,6 +58,9 @@ const SOCKETS: [&str; 13] = [
     "/run/avahi-daemon/socket",
 ];
 
+/// Folders in which the job's user, `{uid}`, has sockets of such services.
+const FOLDERS: [&str; 3] = ["/run/user/{uid}", "/tmp/tmux-{uid}", "/run/screen"];
+
 /// Moves the calling process into such a namespace. `uid` and `gid` are the job's.
 ///
 /// Returns what failed, on which path.
@@ -66,9 +77,13 @@ pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
 
     let mounts = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| at("/proc/self/mountinfo")(io_errno(&error)))?;
-    for (point, flags) in writable(&mounts) {
-        let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
-        mount_remount(point.as_str(), flags, "").map_err(at(&point))?;
+    for Mount { point, kind, flags } in mounted(&mounts) {
+        if READ_ONLY.contains(&kind) {
+            let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+            mount_remount(point.as_str(), flags, "").map_err(at(&point))?;
+        } else if kind == COVERED {
+            cover(&point, c"mode=0700").map_err(at(&point))?;
+        }
     }
     for path in READ_ONLY_PROC {
         if Path::new(path).exists() {
@@ -82,56 +97,58 @@ pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
             mount_bind(Path::new("/dev/null"), Path::new(socket)).map_err(at(socket))?;
         }
     }
-    // The user's own service manager, bus, container engine and agents; the job gets an empty
-    // folder in place of theirs.
-    let runtime = format!("/run/user/{uid}");
-    if Path::new(&runtime).exists() {
-        let options = CString::new(format!("mode=0700,uid={uid},gid={gid}"))
-            .map_err(|_| at(&runtime)(io::Errno::INVAL))?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount(
-            "tmpfs",
-            runtime.as_str(),
-            "tmpfs",
-            flags,
-            options.as_c_str(),
-        )
-        .map_err(at(&runtime))?;
+    // The user's own service manager, bus, container engine, agents and terminal multiplexers: the
+    // job gets an empty folder in place of theirs.
+    let options = CString::new(format!("mode=0700,uid={uid},gid={gid}"))
+        .map_err(|_| at("/run/user")(io::Errno::INVAL))?;
+    for folder in FOLDERS {
+        let folder = folder.replace("{uid}", &uid.to_string());
+        if Path::new(&folder).is_dir() {
+            cover(&folder, &options).map_err(at(&folder))?;
+        }
     }
     Ok(())
+}
+
+/// Covers a folder with an empty one.
+fn cover(folder: &str, options: &CStr) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("tmpfs", folder, "tmpfs", flags, options)
 }
 
 fn io_errno(error: &std::io::Error) -> io::Errno {
     io::Errno::from_io_error(error).unwrap_or(io::Errno::IO)
 }
 
-/// The mount points that have to become read-only, with the flags that each has and keeps.
-fn writable(mountinfo: &str) -> Vec<(String, MountFlags)> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (mount, kind) = line.split_once(" - ")?;
-            let kind = kind.split(' ').next()?;
-            let mut fields = mount.split(' ').skip(4);
-            let (point, options) = (fields.next()?, fields.next()?);
-            if !READ_ONLY.contains(&kind) {
-                return None;
-            }
-            let flags = options
-                .split(',')
-                .map(|option| match option {
-                    "nosuid" => MountFlags::NOSUID,
-                    "nodev" => MountFlags::NODEV,
-                    "noexec" => MountFlags::NOEXEC,
-                    "noatime" => MountFlags::NOATIME,
-                    "nodiratime" => MountFlags::NODIRATIME,
-                    "relatime" => MountFlags::RELATIME,
-                    _ => MountFlags::empty(),
-                })
-                .fold(MountFlags::empty(), |all, flag| all | flag);
-            Some((unescape(point), flags))
+/// A mounted file system.
+struct Mount<'a> {
+    point: String,
+    kind: &'a str,
+    /// Its flags as a mount, which a remount has to repeat.
+    flags: MountFlags,
+}
+
+/// What a `mountinfo` file lists (proc(5)).
+fn mounted(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(4);
+        let (point, options) = (fields.next()?, fields.next()?);
+        let flags = options.split(',').map(|option| match option {
+            "nosuid" => MountFlags::NOSUID,
+            "nodev" => MountFlags::NODEV,
+            "noexec" => MountFlags::NOEXEC,
+            "noatime" => MountFlags::NOATIME,
+            "nodiratime" => MountFlags::NODIRATIME,
+            "relatime" => MountFlags::RELATIME,
+            _ => MountFlags::empty(),
+        });
+        Some(Mount {
+            point: unescape(point),
+            kind: kind.split(' ').next()?,
+            flags: flags.fold(MountFlags::empty(), |all, flag| all | flag),
         })
-        .collect()
+    })
 }
 
 /// Undoes the escapes of `mountinfo`: a space, a tab, a line feed and a backslash are written as
@@ -149,28 +166,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_hierarchy_becomes_read_only_and_keeps_its_flags() {
+    fn mounts_are_found_with_their_flags() {
         let mounts = "\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 30 24 0:26 / /sys/fs/cgroup/memory rw,nosuid,nodev,noexec,relatime shared:9 - cgroup cgroup rw
 42 24 0:38 / /sys/fs/cgroup/with\\040space rw shared:10 - cgroup2 none rw
 43 24 0:39 / /sys/fs/bpf rw,nosuid shared:11 - bpf bpf rw
 ";
-        let found = writable(mounts);
-        let points: Vec<_> = found.iter().map(|(point, _)| point.as_str()).collect();
+        let found: Vec<_> = mounted(mounts).collect();
+        let points: Vec<_> = found
+            .iter()
+            .map(|mount| (mount.kind, mount.point.as_str()))
+            .collect();
         assert_eq!(
             points,
             [
-                "/sys/fs/cgroup/memory",
-                "/sys/fs/cgroup/with space",
-                "/sys/fs/bpf"
+                ("ext4", "/"),
+                ("cgroup", "/sys/fs/cgroup/memory"),
+                ("cgroup2", "/sys/fs/cgroup/with space"),
+                ("bpf", "/sys/fs/bpf")
             ]
         );
         assert!(
-            found[0]
-                .1
+            found[1]
+                .flags
                 .contains(MountFlags::NOEXEC | MountFlags::RELATIME)
         );
-        assert_eq!(found[2].1, MountFlags::NOSUID);
+        assert_eq!(found[3].flags, MountFlags::NOSUID);
     }
 }

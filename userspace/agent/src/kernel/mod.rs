@@ -9,6 +9,7 @@
 
 use std::{
     collections::hash_map::RandomState,
+    error::Error,
     fs::File,
     hash::BuildHasher as _,
     io,
@@ -34,7 +35,7 @@ use ipnet::IpNet;
 use jobfence_abi::{
     Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_RANGES, PortRange,
 };
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
 #[expect(
     deprecated,
@@ -71,13 +72,16 @@ const JOB_BYTES: usize = size_of::<Job>();
 type Trie = LpmTrie<MapData, [u8; 16], [u8; GRANTS_BYTES]>;
 
 /// What went wrong between the agent and the kernel.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub enum KernelError {
     /// The kernel refused the object: BPF is missing, forbidden, or the verifier objects.
-    #[error("the kernel did not accept jobfence's programs: {0}. {hint}", hint = LOAD_HINT)]
+    #[error("the kernel did not accept jobfence's programs: {}. {LOAD_HINT}", causes(.0))]
     Load(#[from] Box<EbpfError>),
     /// One program was refused.
-    #[error("the kernel did not load the program {program}: {source}. {hint}", hint = LOAD_HINT)]
+    #[error(
+        "the kernel did not load the program {program}: {}. {LOAD_HINT}",
+        causes(source)
+    )]
     Program {
         /// Its name in the object.
         program: &'static str,
@@ -87,8 +91,9 @@ pub enum KernelError {
     /// A program could not be attached to the job's cgroup, most often because a program that
     /// allows no other is attached to a cgroup above.
     #[error(
-        "could not attach {program} to {cgroup}: {source}. If another program holds the cgroup \
-         alone (see `bpftool cgroup tree`), detach it or run jobfence outside that cgroup"
+        "could not attach {program} to {cgroup}: {}. If another program holds the cgroup alone \
+         (see `bpftool cgroup tree`), detach it or run jobfence outside that cgroup",
+        causes(source)
     )]
     Attach {
         /// Its name in the object.
@@ -99,7 +104,10 @@ pub enum KernelError {
         source: Box<ProgramError>,
     },
     /// A link could not be pinned.
-    #[error("could not pin {program} at {path}: {source}. Is {BPFFS} a bpf file system?")]
+    #[error(
+        "could not pin {program} at {path}: {}. Is {BPFFS} a bpf file system?",
+        causes(source)
+    )]
     Pin {
         /// The program's name.
         program: &'static str,
@@ -116,8 +124,27 @@ pub enum KernelError {
         /// What aya said.
         source: LinkError,
     },
+    /// The kernel made no map.
+    #[error("the kernel made no map {map}: {}. {LOAD_HINT}", causes(source))]
+    Create {
+        /// Its name in the object.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// The folder for the job's pinned links.
+    #[error(
+        "could not make {path}, where the fence is pinned: {source}. {BPFFS} must be a bpf file \
+         system that root can write to"
+    )]
+    Pins {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A map could not be read or written.
-    #[error("map {map}: {source}")]
+    #[error("could not use the map {map}: {}", causes(source))]
     Map {
         /// Its name in the object.
         map: &'static str,
@@ -142,6 +169,20 @@ pub enum KernelError {
 
 const LOAD_HINT: &str = "jobfence needs root and Linux 5.15 or newer with CONFIG_CGROUP_BPF; in a \
                          container it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+
+/// An error with its causes, each once: some of aya's errors tell theirs themselves.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
 
 /// Where the bpf file system is, by custom.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -398,7 +439,11 @@ impl Addresses {
     /// [`KernelError::Ranges`], and [`KernelError::Map`] when there are too many prefixes or the
     /// kernel makes no map.
     pub fn new(prefixes: &[(IpNet, Vec<PortRange>)]) -> Result<Self, KernelError> {
-        let mut trie = Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(map("ADDRESSES"))?;
+        let mut trie =
+            Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(|source| KernelError::Create {
+                map: "ADDRESSES",
+                source,
+            })?;
         for (net, ranges) in prefixes {
             let grants = Grants::new(ranges).ok_or(KernelError::Ranges(*net))?;
             insert(&mut trie, *net, &grants)?;

@@ -14,7 +14,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{BPFFS, KernelError, io_error};
+use super::{BPFFS, KernelError};
 
 /// The pinned links of one job. They stay pinned when this is dropped.
 pub(super) struct Pins {
@@ -41,7 +41,10 @@ impl Pins {
     /// Makes the folder of the job `id`.
     pub(super) fn make(id: &str) -> Result<Self, KernelError> {
         let folder = root().join(id);
-        let failed = |source| io_error(&folder, source);
+        let failed = |source| KernelError::Pins {
+            path: folder.clone(),
+            source,
+        };
         let _above = lock_root().map_err(failed)?;
         fs::DirBuilder::new()
             .mode(0o700)

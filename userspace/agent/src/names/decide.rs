@@ -151,7 +151,15 @@ impl Decider {
         transport: Transport,
     ) -> Vec<u8> {
         let shown = message::text(question.name());
-        let Outcome { reply, finding } = self.decide(&question, &shown).await;
+        let is_local = message::host_name(&shown).is_some_and(|name| is_localhost(&name));
+        let Outcome { reply, finding } = if is_local || self.events.is_from_job(peer, transport) {
+            self.decide(&question, &shown).await
+        } else {
+            Outcome {
+                reply: Reply::empty(ResponseCode::Refused),
+                finding: None,
+            }
+        };
         if let Some(finding) = finding {
             let kind = message::kind_word(question.kind());
             self.report(finding, peer, transport, shown, kind, reply.code);

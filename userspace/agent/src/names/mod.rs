@@ -164,6 +164,10 @@ pub trait AddressSink: Send + Sync {
 
 /// Takes events. It is called before the answer is sent, in the task that sends it.
 pub trait EventSink: Send + Sync {
+    /// Whether a question from `peer` is the job's. Anybody on the host can send to the resolver's
+    /// port; others are refused, and leave no event.
+    fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool;
+
     /// Notes one question and its answer.
     fn dns(&self, event: DnsEvent);
 }

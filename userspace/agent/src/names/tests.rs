@@ -167,6 +167,7 @@ struct Agent {
     grants: Mutex<Vec<Grant>>,
     events: Mutex<Vec<DnsEvent>>,
     refuses: AtomicBool,
+    strangers: AtomicBool,
 }
 
 impl AddressSink for Agent {
@@ -184,6 +185,10 @@ impl AddressSink for Agent {
 }
 
 impl EventSink for Agent {
+    fn is_from_job(&self, _: SocketAddr, _: Transport) -> bool {
+        !self.strangers.load(Ordering::Relaxed)
+    }
+
     fn dns(&self, event: DnsEvent) {
         self.events.lock().unwrap().push(event);
     }
@@ -1200,4 +1205,17 @@ async fn cached_name_over_udp() {
         }
     });
     client.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_question_of_somebody_else_is_refused_and_not_noted() {
+    let bed = Bed::new(policy(), &[("allowed.test", public("allowed.test"))]).await;
+    bed.agent.strangers.store(true, Ordering::Relaxed);
+    for name in ["allowed.test", "blocked.test"] {
+        let reply = bed.ask(name, RecordType::A).await;
+        assert_eq!(code(&reply), ResponseCode::Refused);
+    }
+    assert_eq!(bed.asked_upstream(), [""; 0]);
+    assert_eq!(bed.events(), []);
+    assert!(bed.agent.grants.lock().unwrap().is_empty());
 }
