@@ -143,7 +143,7 @@ fn remember(slot: u32, header: &Header, socket: &Socket) {
         comm: socket.comm,
     };
     // A failure costs the event its process, nothing else.
-    let _ = CLIENTS.insert(&key, &client, 0);
+    let _ = CLIENTS.insert(key, client, 0);
 }
 
 /// Reads the header. `skb->protocol` is not looked at: the version is in the first byte.

@@ -4,6 +4,10 @@
 //!
 //! Such a run has a cgroup storage of zeros, which names slot 0. No job ever has that slot, so
 //! the test can put one there.
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is a test; clippy sees only functions with #[test] as such"
+)]
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},

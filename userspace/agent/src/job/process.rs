@@ -336,9 +336,10 @@ impl Events {
 fn listen_message() -> Vec<u8> {
     /// `NLMSG_DONE`.
     const DONE: u16 = 3;
-    let length = (HEADERS + 4) as u32;
+    /// Of the headers and the operation.
+    const LENGTH: u32 = 16 + 20 + 4;
     let mut message = Vec::with_capacity(HEADERS + 4);
-    message.extend(length.to_ne_bytes());
+    message.extend(LENGTH.to_ne_bytes());
     message.extend(DONE.to_ne_bytes());
     message.extend([0; 10]);
     message.extend(GROUP.to_ne_bytes());

@@ -317,10 +317,7 @@ impl Kernel {
             generation: 1,
             resolver_v4: spec.resolver_v4,
             resolver_v6: spec.resolver_v6,
-            // Cgroup ids count up from boot, so no two jobs share the low half for long enough
-            // to meet in one slot; 0 would mean no job.
-            id: (cgroup_id & u64::from(u32::MAX)) as u32
-                | u32::from(cgroup_id.trailing_zeros() >= 32),
+            id: job_number(cgroup_id),
             key: RandomState::new().hash_one(cgroup_id),
         };
         let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
@@ -478,10 +475,13 @@ fn insert(trie: &mut Trie, net: IpNet, grants: &Grants) -> Result<(), KernelErro
     trie.insert(&key, value, 0).map_err(map("ADDRESSES"))
 }
 
+/// [`ClientKey`] to [`Client`].
+type ClientMap = BpfHashMap<MapData, [u8; 8], [u8; 24]>;
+
 /// Who sent which question to the resolver of one job.
 #[derive(Clone)]
 pub struct Clients {
-    map: Arc<Mutex<BpfHashMap<MapData, [u8; 8], [u8; 24]>>>,
+    map: Arc<Mutex<ClientMap>>,
     slot: u32,
 }
 
@@ -501,6 +501,16 @@ impl Clients {
         let bytes = map.get(&key, 0).ok()?;
         Some(zerocopy::transmute!(bytes))
     }
+}
+
+/// A number for a job, by its cgroup's id. Those count up from boot, so two jobs with the same low
+/// half do not meet in one slot; 0 would mean no job.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low half is what is wanted"
+)]
+fn job_number(cgroup_id: u64) -> u32 {
+    (cgroup_id as u32).max(1)
 }
 
 fn map(name: &'static str) -> impl Fn(MapError) -> KernelError {

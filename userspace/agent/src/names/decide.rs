@@ -24,7 +24,7 @@ use super::upstream::{Found, Upstream};
 use super::{AddressSink, DnsEvent, EventSink, GrantError, Transport, Verdict};
 
 /// Questions of one job that may wait for the upstream resolvers at once.
-pub(super) const MAX_WAITING: usize = 256;
+pub(super) const MAX_WAITING: u32 = 256;
 
 /// Seconds for which a client may keep what is answered without the upstream resolvers.
 const LOCAL_TTL: u32 = 60;
@@ -117,13 +117,13 @@ impl Finding {
 impl Decider {
     /// Questions that may wait at once.
     pub(super) fn waiting_room() -> Semaphore {
-        Semaphore::new(MAX_WAITING)
+        Semaphore::new(MAX_WAITING as usize)
     }
 
     /// Waits until no question waits for an upstream resolver.
     pub(super) async fn settle(&self) {
         // Fails only when somebody closes the semaphore, which nobody does.
-        let _ = self.waiting.acquire_many(MAX_WAITING as u32).await;
+        let _ = self.waiting.acquire_many(MAX_WAITING).await;
     }
 
     /// Reads a message; where it is no question, `Err` with the reply, if it deserves one.
