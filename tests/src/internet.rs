@@ -155,7 +155,8 @@ impl Internet {
             .arg(format!("--net={}", namespace(&self.job)))
             .arg(format!("--mount={}", namespace(&self.mounts)))
             .arg(format!("--wdns={}", self.home().display()))
-            .arg("--")
+            // Signals that whoever runs the tests ignores (nohup) are not ignored in them.
+            .args(["--", "env", "--default-signal"])
             .arg(program)
             .env_clear()
             .env("PATH", PATH)

@@ -737,7 +737,7 @@ fn inherited_sockets_are_closed() -> Result<()> {
 import os, socket, sys
 s = socket.create_connection(('blocked.test', 80))
 os.dup2(s.fileno(), 7)
-os.execv(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[1], sys.argv[1:])
 ";
     let inner = fence
         .get_args()

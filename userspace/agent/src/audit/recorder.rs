@@ -2,11 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::{self, Write as _},
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,6 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     event::{Destination, Event, JobName, Kind, ProcessInfo, Question, Verdict},
+    log::{Log, LogError},
     mask::Mask,
 };
 use crate::{
@@ -39,8 +36,7 @@ pub struct Recorder {
     table: Arc<Table>,
     processes: Processes,
     mask: Mask,
-    log: Option<File>,
-    log_error: Option<io::Error>,
+    log: Option<Log>,
     seq: u64,
     flows: HashMap<FlowKey, usize>,
     tallies: Vec<Tally>,
@@ -62,7 +58,7 @@ pub struct Subject {
     /// Its secrets.
     pub mask: Mask,
     /// Where events are written, if anywhere.
-    pub log: Option<File>,
+    pub log: Option<Log>,
 }
 
 /// What makes two attempts the same.
@@ -114,7 +110,6 @@ impl Recorder {
             processes: Processes::new(),
             mask: subject.mask,
             log: subject.log,
-            log_error: None,
             seq: 0,
             flows: HashMap::new(),
             tallies: Vec::new(),
@@ -134,25 +129,10 @@ impl Recorder {
         self.violations
     }
 
-    /// Whether the log is still what is at `path`: who may write to its folder can put another file
-    /// there.
+    /// Why not everything is in the log, if so. What cannot be logged must not go on.
     #[must_use]
-    pub fn logs_to(&self, path: &Path) -> bool {
-        let there = fs::symlink_metadata(path);
-        let here = self.log.as_ref().map(File::metadata);
-        matches!((there, here), (Ok(there), Some(Ok(here)))
-            if (there.dev(), there.ino()) == (here.dev(), here.ino()))
-    }
-
-    /// Takes the reason why the log could not be written, if so.
-    pub fn take_log_error(&mut self) -> Option<io::Error> {
-        self.log_error.take()
-    }
-
-    /// Why the log could not be written, if so. What cannot be logged must not go on.
-    #[must_use]
-    pub fn log_error(&self) -> Option<&io::Error> {
-        self.log_error.as_ref()
+    pub fn log_fault(&self) -> Option<LogError> {
+        self.log.as_ref()?.fault()
     }
 
     /// Notes something about the job itself.
@@ -421,15 +401,8 @@ impl Recorder {
             ..event
         };
         self.seq += 1;
-        let Some(log) = &mut self.log else { return };
-        let written = serde_json::to_vec(&event)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                log.write_all(&line)
-            });
-        if let Err(error) = written {
-            self.log_error.get_or_insert(error);
+        if let Some(log) = &mut self.log {
+            log.append(&event);
         }
     }
 

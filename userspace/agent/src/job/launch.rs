@@ -29,7 +29,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use super::{cgroup::Cgroup, filter, run, seclude, user::Account};
+use super::{cgroup::Cgroup, filter, seclude, signals, user::Account};
 use crate::sys;
 
 /// The argument that makes a process of this program a job's first one.
@@ -280,7 +280,7 @@ impl Order {
         let setup =
             |what: &str, error: &dyn std::fmt::Display| Failure::Setup(format!("{what}: {error}"));
         // The agent takes these by a descriptor and so has them blocked, which is inherited.
-        run::forwarded()
+        signals::forwarded()
             .thread_unblock()
             .map_err(|errno| setup("unblock signals", &errno))?;
         Cgroup::open(self.cgroup.clone())

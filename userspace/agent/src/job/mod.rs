@@ -14,6 +14,7 @@ pub mod process;
 pub mod reaper;
 pub mod run;
 mod seclude;
+mod signals;
 pub mod user;
 
 use std::fmt;

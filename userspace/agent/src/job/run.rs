@@ -7,17 +7,10 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File},
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr},
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::{FileTypeExt as _, MetadataExt as _},
-            process::ExitStatusExt as _,
-        },
-    },
-    path::{Path, PathBuf},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    path::PathBuf,
     process::{Child, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -26,14 +19,10 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use jobfence_abi::{self as abi, Client, JobState, proto};
 use jobfence_policy::{Job, Mode, Name, OnViolation};
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
-};
 use rustix::{
-    fs::{CWD, OFlags, ResolveFlags, openat2, statfs},
+    fs::statfs,
     mount::{MountFlags, mount},
-    process::{Pid, PidfdFlags, geteuid, getpid, getsid, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, geteuid, pidfd_open},
 };
 use thiserror::Error;
 use tokio::{io::unix::AsyncFd, sync::Notify};
@@ -44,11 +33,13 @@ use super::{
     cgroup::{Cgroup, CgroupError},
     launch::{self, LaunchError},
     reaper::{self, Reaper},
+    signals::Signals,
     user::Account,
 };
 use crate::{
     audit::{
         event::JobName,
+        log::{Log, LogError},
         mask::Mask,
         recorder::{Recorder, Subject, Summary},
     },
@@ -105,13 +96,8 @@ pub enum RunError {
         source: io::Error,
     },
     /// The log cannot be written.
-    #[error("cannot write the log {path}: {source}. Links on its path are not followed")]
-    Log {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The policy cannot be held in the kernel's maps.
     #[error(transparent)]
     Policy(#[from] jobfence_policy::Error),
@@ -152,25 +138,22 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     }
     mount_bpffs()?;
     reaper::sweep();
-    let log = options.log.as_deref().map(open_log).transpose()?;
+    let id = job_id();
+    let log = options.log.as_deref().map(Log::open).transpose()?;
     let policy = Arc::new(options.policy);
     let addresses = Addresses::new(&policy.prefixes()?)?;
+    let table = Arc::new(Table::default());
     let mut kernel = Kernel::load()?;
 
-    let id = job_id();
-    let state = assess(&policy, &options.account);
-    let table = Arc::new(Table::default());
-    let environment = env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let recorder = Recorder::new(Subject {
         job: JobName {
             id: id.clone(),
             name: policy.name.clone(),
         },
-        state,
+        state: assess(&policy, &options.account),
         policy: Arc::clone(&policy),
         table: Arc::clone(&table),
-        mask: Mask::new(environment),
+        mask: Mask::new(environment()),
         log,
     });
     let audit = Arc::new(Audit {
@@ -178,47 +161,21 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         clients: kernel.take_clients(SLOT)?,
         changed: Notify::new(),
     });
-    let grants = Arc::new(Grants {
-        policy: Arc::clone(&policy),
-        table: Arc::clone(&table),
-        addresses: addresses.clone(),
-    });
-    grant_hosts(&policy, &table, &grants);
-
-    let resolv_conf = fs::read_to_string("/etc/resolv.conf").map_err(failed(
-        "read /etc/resolv.conf, which names the host's DNS servers",
-    ))?;
-    let host_name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let resolver = Resolver::bind(names::Config {
-        job: Arc::clone(&policy),
-        resolv_conf: &resolv_conf,
-        host_name: &host_name,
-        table,
-        addresses: grants,
-        events: Arc::clone(&audit) as Arc<dyn EventSink>,
-    })
-    .await?;
-
-    let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
-    let job = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
-        .inspect_err(|_| discard(&cgroup))?;
+    let resolver = resolver(&policy, table, &addresses, &audit).await?;
     let signals = Signals::new().map_err(failed("take signals"))?;
     let mut events = Events::new(&mut kernel)?;
 
+    let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
+    let fenced = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
+        .inspect_err(|_| discard(&cgroup))?;
+
     audit.recorder().job("started");
-    if let Some(error) = audit.recorder().take_log_error() {
-        job.end(&cgroup)?;
-        let path = options.log.unwrap_or_default();
-        return Err(RunError::Log {
-            path,
-            source: error,
-        });
+    if let Some(fault) = audit.recorder().log_fault() {
+        fenced.end(&cgroup)?;
+        return Err(fault.into());
     }
     let launched = launch::launch(&cgroup, &options.account, &options.command);
-    let (watched, not_executed) = match launched {
+    let (status, not_executed) = match launched {
         Ok(child) => {
             audit.recorder().processes().set_root(child.id());
             let on_violation = policy.on_violation;
@@ -228,47 +185,72 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         Err(error) => match error.shell_status() {
             Some(status) => (Ok(status), Some(error)),
             None => {
-                job.end(&cgroup)?;
+                fenced.end(&cgroup)?;
                 return Err(RunError::Launch(error));
             }
         },
     };
+
     // Whatever happened, nothing of the job goes on without the fence.
-    let ended = job.end(&cgroup);
+    let ended = fenced.end(&cgroup);
     resolver.settle().await;
     while events.drain(&audit) {}
     let counted = kernel.counters(SLOT);
 
     let mut recorder = audit.recorder();
-    if let Ok(counters) = &counted
-        && counters.lost > 0
-    {
-        recorder.loss(counters.lost);
+    let lost = counted.as_ref().map_or(0, |counters| counters.lost);
+    if lost > 0 {
+        recorder.loss(lost);
     }
-    let log_error = recorder
-        .log_error()
-        .map(|error| format!("the log could not be written ({error}), so the job was ended"));
     let failures = [
-        watched.as_ref().err().map(ToString::to_string),
-        log_error,
+        status.as_ref().err().map(ToString::to_string),
+        recorder.log_fault().map(|fault| fault.to_string()),
         ended.err().map(|error| error.to_string()),
-        options
-            .log
-            .as_deref()
-            .filter(|path| !recorder.logs_to(path))
-            .map(|path| {
-                let path = path.display();
-                format!("the log {path} was moved or replaced while the job ran")
-            }),
         counted.err().map(|error| error.to_string()),
     ];
     let failure = failures.into_iter().flatten().next();
     Ok(Outcome {
         summary: recorder.finish(failure.as_deref()),
-        status: watched.unwrap_or(1),
+        status: status.unwrap_or(1),
         not_executed,
         failure,
     })
+}
+
+/// The variables of this process, which become the job's. Those that are no text hold no secret
+/// that could be found in text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Starts the job's resolver, with the host's settings.
+async fn resolver(
+    policy: &Arc<Job>,
+    table: Arc<Table>,
+    addresses: &Addresses,
+    audit: &Arc<Audit>,
+) -> Result<Resolver, RunError> {
+    let grants = Arc::new(Grants {
+        policy: Arc::clone(policy),
+        table: Arc::clone(&table),
+        addresses: addresses.clone(),
+    });
+    grant_hosts(policy, &table, &grants);
+    let resolv_conf = fs::read_to_string("/etc/resolv.conf").map_err(failed(
+        "read /etc/resolv.conf, which names the host's DNS servers",
+    ))?;
+    let host = rustix::system::uname();
+    let host_name = host.nodename().to_string_lossy();
+    let resolver = Resolver::bind(names::Config {
+        job: Arc::clone(policy),
+        resolv_conf: &resolv_conf,
+        host_name: &host_name,
+        table,
+        addresses: grants,
+        events: Arc::clone(audit) as Arc<dyn EventSink>,
+    });
+    Ok(resolver.await?)
 }
 
 /// What a fenced cgroup needs for as long as something is in it. When it is dropped without
@@ -345,8 +327,8 @@ async fn watch(
         // In this order: a flood of attempts must not keep signals and the job's end waiting.
         tokio::select! {
             biased;
-            ready = signals.readable.readable() => {
-                ready?.clear_ready();
+            come = signals.come() => {
+                come?;
                 signals.forward(pid)?;
             }
             ready = exited.readable() => {
@@ -369,7 +351,7 @@ async fn watch(
         }
         let recorder = audit.recorder();
         let violated = on_violation == OnViolation::Kill && recorder.violations() > 0;
-        if !killed && (violated || recorder.log_error().is_some()) {
+        if !killed && (violated || recorder.log_fault().is_some()) {
             killed = true;
             cgroup.kill().map_err(io::Error::other)?;
         }
@@ -516,61 +498,6 @@ fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
     }
 }
 
-/// The signals that are passed on to the job.
-pub(super) fn forwarded() -> SigSet {
-    SigSet::from_iter([
-        Signal::SIGHUP,
-        Signal::SIGINT,
-        Signal::SIGQUIT,
-        Signal::SIGTERM,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-    ])
-}
-
-/// The signals that have come for the job.
-struct Signals {
-    fd: SignalFd,
-    readable: AsyncFd<OwnedFd>,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let set = forwarded();
-        set.thread_block()?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let readable = sys::watch(&fd)?;
-        Ok(Self { fd, readable })
-    }
-
-    /// Passes on what was sent to this process alone. What the terminal sends (Ctrl-C) went to the
-    /// job too, which is in the same process group; but a hangup goes to the session's leader only.
-    fn forward(&self, job: Pid) -> io::Result<()> {
-        /// `SI_KERNEL` of `asm-generic/siginfo.h`.
-        const SI_KERNEL: i32 = 0x80;
-        let leads = getsid(None).is_ok_and(|session| session == getpid());
-        while let Some(info) = self.fd.read_signal()? {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-            let Some(signal) = rustix::process::Signal::from_named_raw(number) else {
-                continue;
-            };
-            let to_all =
-                info.ssi_code == SI_KERNEL && !(leads && signal == rustix::process::Signal::HUP);
-            if to_all {
-                continue;
-            }
-            match kill_process(job, signal) {
-                // It has just ended, which is seen next.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => {
-                    tracing::warn!(%error, number, "could not pass a signal on to the job")
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What the fence of such a job is worth.
 fn assess(policy: &Job, account: &Account) -> State {
     if policy.mode == Mode::Audit {
@@ -589,38 +516,6 @@ fn job_id() -> String {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     format!("{:x}-{}", since.as_micros(), std::process::id())
-}
-
-/// Opens the log. The folder may belong to the user of the job, and so may whatever is there in
-/// the log's place: no link on the way is followed, and a file that others can change is none.
-fn open_log(path: &Path) -> Result<File, RunError> {
-    let log_error = |source| RunError::Log {
-        path: path.to_owned(),
-        source,
-    };
-    let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
-    // Else a FIFO in its place would wait for a reader.
-    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mode = rustix::fs::Mode::from_raw_mode(0o644);
-    let file = openat2(CWD, path, flags, mode, ResolveFlags::NO_SYMLINKS)
-        .map_err(|errno| log_error(errno.into()))?;
-    let file = File::from(file);
-    let meta = file.metadata().map_err(log_error)?;
-    let fault = if meta.file_type().is_char_device() {
-        None
-    } else if !meta.is_file() {
-        Some("it is not a file")
-    } else if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-        Some("others than root can change it; remove it, and jobfence makes a new one")
-    } else if meta.nlink() > 1 {
-        Some("it has more than one name (hard links)")
-    } else {
-        None
-    };
-    match fault {
-        Some(fault) => Err(log_error(io::Error::other(fault))),
-        None => Ok(file),
-    }
 }
 
 /// Mounts the bpf file system where it is not mounted yet, as systemd does at boot.
