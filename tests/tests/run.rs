@@ -709,6 +709,7 @@ fn exit_codes_are_the_commands() -> Result<()> {
         (["sh", "-c", "kill -TERM $$"], 128 + 15),
         (["/nonexistent/program", "", ""], 127),
         (["/etc/hosts", "", ""], 126),
+        (["no-such-program", "", ""], 127),
     ] {
         fenced(&internet, POLICY, &command).assert_code(code);
     }

@@ -10,6 +10,8 @@ use jobfence_agent::job::{
 };
 use jobfence_policy::{Mode, OnViolation};
 
+use nix::unistd::geteuid;
+
 use crate::{policy, report};
 
 /// The job violated its policy.
@@ -70,7 +72,7 @@ pub(crate) fn run(arguments: RunArguments) -> ExitCode {
         Some(ModeArgument::Audit) => job.mode = Mode::Audit,
         None => {}
     }
-    if account.is_root() && arguments.user.is_none() {
+    if account.is_root() && arguments.user.is_none() && geteuid().is_root() {
         tracing::warn!(
             "the job runs as root, so its fence is advisory: call jobfence with sudo from the \
              account that builds, or give --user"

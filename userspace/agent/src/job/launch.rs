@@ -7,6 +7,7 @@
 
 use std::{
     convert::Infallible,
+    env,
     ffi::OsString,
     fs::{self, File},
     io::{self, Read as _, Write as _},
@@ -317,7 +318,20 @@ impl Order {
             return Err(Failure::Setup("the agent is gone".to_owned()));
         }
         let error = Command::new(&self.command).args(&self.arguments).exec();
-        Err(Failure::Exec(error))
+        Err(Failure::Exec(self.explain(error)))
+    }
+
+    /// `execvp` says "permission denied" when a folder of PATH cannot be searched and no other has
+    /// the command. Shells say that there is none.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let by_path = !self.command.as_encoded_bytes().contains(&b'/');
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = env::split_paths(&path).any(|folder| folder.join(&self.command).is_file());
+        if by_path && !found {
+            io::Error::from_raw_os_error(libc::ENOENT)
+        } else {
+            error
+        }
     }
 
     fn drop_privileges(&self) -> Result<(), (&'static str, rustix::io::Errno)> {

@@ -138,9 +138,10 @@ impl Processes {
             ProcessEvent::Exec { pid } => {
                 if let Some(before) = self.known.get(&pid) {
                     // Gone already: what it was before it executed the program is not what it is.
-                    let process = read(pid).unwrap_or_else(|| Process {
+                    let ppid = before.ppid;
+                    let process = read_program(pid, ppid).unwrap_or_else(|| Process {
                         pid,
-                        ppid: before.ppid,
+                        ppid,
                         ..Process::default()
                     });
                     self.known.insert(pid, process);
@@ -208,18 +209,22 @@ impl Default for Processes {
 
 /// Reads a process from /proc.
 fn read(pid: u32) -> Option<Process> {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let status = fs::read_to_string(folder.join("status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.trim())
-    };
-    let cmdline = fs::read(folder.join("cmdline")).unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    read_program(pid, line.trim().parse().ok()?)
+}
+
+/// Reads from /proc what program a child of `ppid` runs. This is done for every program that a job
+/// executes, so it reads no more than it needs.
+fn read_program(pid: u32, ppid: u32) -> Option<Process> {
+    let path = |part: &str| format!("/proc/{pid}/{part}");
+    let comm = fs::read_to_string(path("comm")).ok()?;
+    let cmdline = fs::read(path("cmdline")).unwrap_or_default();
     Some(Process {
         pid,
-        ppid: field("PPid:")?.parse().ok()?,
-        comm: field("Name:")?.to_owned(),
-        exe: fs::read_link(folder.join("exe")).ok(),
+        ppid,
+        comm: comm.trim_end().to_owned(),
+        exe: fs::read_link(path("exe")).ok(),
         arguments: split(&cmdline),
     })
 }
