@@ -252,12 +252,21 @@ impl Machine {
         }
         let mut steps = Vec::new();
         if self.survey.pick().is_none() {
-            let compiler = match self.survey.compilers.first() {
+            // rustup's newest release is often ahead of every LLVM that apt has.
+            let compilers = &self.survey.compilers;
+            let usable = compilers
+                .iter()
+                .find(|compiler| self.linkable(apt, compiler.version.llvm));
+            let compiler = match usable {
                 Some(compiler) => compiler.version.llvm,
-                None => self.plan_compiler(apt, &mut packages, &mut steps)?,
+                None => {
+                    for compiler in compilers {
+                        eprintln!("not usable: {compiler}, as apt offers no LLVM for its linker");
+                    }
+                    self.plan_compiler(apt, &mut packages, &mut steps)?
+                }
             };
-            let fits = |llvm: Option<u32>| llvm.is_none_or(|llvm| llvm >= compiler);
-            if !self.survey.linkers.iter().any(|linker| fits(linker.llvm)) {
+            if !self.has_linker(compiler) {
                 let Some(llvm) = apt.llvm(compiler) else {
                     bail!(
                         "apt offers no llvm-NN-dev from {compiler} on that bpf-linker \
@@ -291,6 +300,17 @@ impl Machine {
         Ok(steps)
     }
 
+    /// Whether a linker for a compiler with this LLVM is there.
+    fn has_linker(&self, compiler: u32) -> bool {
+        let fits = |llvm: Option<u32>| llvm.is_none_or(|llvm| llvm >= compiler);
+        self.survey.linkers.iter().any(|linker| fits(linker.llvm))
+    }
+
+    /// Whether a linker for a compiler with this LLVM is there or can be built.
+    fn linkable(&self, apt: &Apt, compiler: u32) -> bool {
+        self.has_linker(compiler) || apt.llvm(compiler).is_some()
+    }
+
     /// Plans the eBPF compiler and returns the LLVM that it will have.
     fn plan_compiler(
         &self,
@@ -313,16 +333,9 @@ impl Machine {
                  lists? `apt-get update`), and there is no rustup: install rustup"
             );
         }
-        let linkable = |llvm: u32| {
-            self.survey
-                .linkers
-                .iter()
-                .any(|linker| linker.llvm.is_none_or(|has| has >= llvm))
-                || apt.llvm(llvm).is_some()
-        };
         match RUSTUP_RELEASES
             .into_iter()
-            .find(|(_, llvm)| linkable(*llvm))
+            .find(|(_, llvm)| self.linkable(apt, *llvm))
         {
             Some((release, llvm)) => {
                 steps.push(Step::Rustup(release));
@@ -549,12 +562,28 @@ mod tests {
     }
 
     #[test]
+    fn a_compiler_that_is_too_new_for_apts_llvm_is_not_waited_for() {
+        let machine = machine(&[(99, 23)], &[], true);
+        let plan = machine.plan(&apt(&["rustup"], &DEBIAN_12)).unwrap();
+        let [Step::Packages(_), rest @ ..] = plan.as_slice() else {
+            panic!("no LLVM for the linker: {plan:?}");
+        };
+        assert_eq!(rest, [Step::Rustup("1.96.0"), Step::Linker(22)]);
+    }
+
+    #[test]
+    fn of_two_compilers_the_one_with_a_linker_is_used() {
+        let machine = machine(&[(99, 23), (96, 22)], &[], true);
+        let plan = machine.plan(&apt(&["rustup"], &DEBIAN_12)).unwrap();
+        assert_eq!(plan.last(), Some(&Step::Linker(22)));
+        assert!(!plan.iter().any(|step| matches!(step, Step::Rustup(_))));
+    }
+
+    #[test]
     fn without_a_fitting_llvm_the_error_names_the_version() {
-        let machine = machine(&[(96, 22)], &[], false);
-        let error = machine
-            .plan(&apt(&[], &[("llvm-21-dev", "1:21.1")]))
-            .unwrap_err()
-            .to_string();
+        let web = &DEBIAN_12[..2];
+        let error = machine(&[], &[], false).plan(&apt(&[], web)).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("LLVM 22 or newer"), "{error}");
     }
 

@@ -302,7 +302,11 @@ fn headline(
         if matches!(summary.state, State::Failed(_)) {
             "nothing was refused until then".to_owned()
         } else {
-            let counts = if refused.is_empty() { "" } else { " that counts" };
+            let counts = if refused.is_empty() {
+                ""
+            } else {
+                " that counts"
+            };
             style.green(format!("nothing was refused{counts}"))
         }
     };

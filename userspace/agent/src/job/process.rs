@@ -84,10 +84,17 @@ impl Processes {
         }
     }
 
-    /// Says which process is the job's first.
-    pub fn set_root(&mut self, pid: u32) {
+    /// Says which process is the job's first, and what it was asked to run: it can be gone before
+    /// anybody looks at it.
+    pub fn set_root(&mut self, pid: u32, arguments: Vec<String>) {
         self.root = pid;
-        self.read(pid);
+        let process = read(pid).unwrap_or_else(|| Process {
+            pid,
+            ppid: std::process::id(),
+            arguments,
+            ..Process::default()
+        });
+        self.known.insert(pid, process);
     }
 
     /// Takes in what has happened since the last call. Never blocks.

@@ -22,7 +22,7 @@ use jobfence_policy::{Job, Mode, Name, OnViolation};
 use rustix::{
     fs::statfs,
     mount::{MountFlags, mount},
-    process::{Pid, PidfdFlags, geteuid, pidfd_open},
+    process::{Pid, PidfdFlags, geteuid, pidfd_open, setpriority_process},
 };
 use thiserror::Error;
 use tokio::{io::unix::AsyncFd, sync::Notify};
@@ -52,6 +52,9 @@ use crate::{
 
 /// The only job of this process's programs. Slot 0 names no job.
 const SLOT: u32 = 1;
+
+/// The agent's nice value while a job runs.
+const PRECEDENCE: i32 = -20;
 
 /// What to run, and how.
 #[derive(Debug)]
@@ -177,7 +180,12 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let launched = launch::launch(&cgroup, &options.account, &options.command);
     let (status, not_executed) = match launched {
         Ok(child) => {
-            audit.recorder().processes().set_root(child.id());
+            hurry();
+            let words = options.command.iter();
+            let words = words.map(|word| word.to_string_lossy().into_owned());
+            let mut recorder = audit.recorder();
+            recorder.processes().set_root(child.id(), words.collect());
+            drop(recorder);
             let on_violation = policy.on_violation;
             let watched = watch(child, &cgroup, &audit, &mut events, &signals, on_violation).await;
             (watched.map(shell_status), None)
@@ -215,6 +223,15 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         not_executed,
         failure,
     })
+}
+
+/// Gives this process precedence over the job's: names have to be answered, and a process that was
+/// refused something looked at before it is gone. Called once the job's first process is there, so
+/// that it does not inherit it.
+fn hurry() {
+    if let Err(error) = setpriority_process(None, PRECEDENCE) {
+        tracing::debug!(%error, "no precedence over the job");
+    }
 }
 
 /// The variables of this process, which become the job's. Those that are no text hold no secret
