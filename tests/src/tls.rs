@@ -77,6 +77,8 @@ impl Authority {
     fn config(&self, name: String) -> Result<ServerConfig> {
         let mut params = CertificateParams::new([name.clone()])?;
         params.distinguished_name.push(DnType::CommonName, name);
+        // Python 3.13 asks for it.
+        params.use_authority_key_identifier_extension = true;
         let certificate: CertificateDer<'static> =
             params.signed_by(&self.server_key, &self.issuer)?.into();
         let key = PrivateKeyDer::Pkcs8(self.server_key.serialize_der().into());

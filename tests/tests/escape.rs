@@ -433,6 +433,84 @@ for path in ['/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/sys/fs/cg
     Ok(())
 }
 
+/// A socket outlives its process: the kernel goes on sending what is left in it, and then too the
+/// fence has to be there.
+#[test]
+fn the_fence_stays_until_the_last_socket_is_gone() -> Result<()> {
+    let internet = Internet::new()?;
+    let script = "
+import socket
+s = socket.create_connection(('198.51.100.10', 5432))
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+s.recv(99)
+# The first segments of a connection are not paced.
+for _ in range(12): s.send(b'x'); s.recv(1)
+# SO_MAX_PACING_RATE, in bytes a second.
+s.setsockopt(socket.SOL_SOCKET, 47, 100)
+s.send(b'y' * 100)
+# What is not read would end the connection at once.
+s.recv(100, socket.MSG_WAITALL)
+s.send(b'z' * 100)
+";
+    let policy = "
+version: 1
+jobs: {default: {allow: [{cidr: 198.51.100.10/32, ports: [5432]}]}}
+";
+    let fenced = Fence::new(&internet, policy)?.run(&["python3", "-c", script])?;
+    fenced.assert_code(0);
+    let id = fenced.events[0]["job"]["id"].as_str().context("no id")?;
+    let pins = format!("/sys/fs/bpf/jobfence/v1/{id}");
+    let orphaned = internet.mark();
+    assert!(
+        fs::exists(&pins)?,
+        "the fence was taken down with a socket left"
+    );
+    eventually("the socket is gone and the fence with it", || {
+        fs::exists(&pins).is_ok_and(|is| !is)
+    });
+    assert!(
+        !internet.since(orphaned).is_empty(),
+        "nothing was sent later: proves nothing"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_connection_cannot_be_led_elsewhere() -> Result<()> {
+    let internet = Internet::new()?;
+    let script = "
+import errno, socket
+for family, level, option in [(socket.AF_INET, 0, 4), (socket.AF_INET6, 41, 57), (socket.AF_INET6, 41, 54),
+                              (socket.AF_INET6, 41, 6)]:
+    try: socket.socket(family).setsockopt(level, option, b''); print('set')
+    except OSError as error: print(errno.errorcode[error.errno])
+";
+    let output = unfenced(&internet, script, &[])?.stdout;
+    assert_ne!(output, "EPERM\n".repeat(4), "proves nothing");
+    assert_eq!(
+        fenced(&internet, script, &[])?.output.stdout,
+        "EPERM\n".repeat(4)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_directory_as_a_stream_is_refused() -> Result<()> {
+    let internet = Internet::new()?;
+    let fence = Fence::new(&internet, POLICY)?.stdin(File::open("/")?);
+    let fenced = fence.run(&["touch", "ran"])?;
+    fenced.assert_code(111);
+    assert!(
+        fenced
+            .output
+            .stderr
+            .contains("standard input is a directory"),
+        "{fenced:#?}"
+    );
+    assert!(!internet.home().join("ran").exists());
+    Ok(())
+}
+
 // The agent.
 
 /// Sends datagrams to addresses at random for as many seconds as it is told.
@@ -527,7 +605,8 @@ fn a_policy_that_its_user_may_not_read_is_not_shown() -> Result<()> {
     let internet = Internet::new()?;
     let secret = internet.dir().join("secret");
     fs::write(&secret, "root:secret-of-root\n")?;
-    File::open(&secret)?.set_permissions(fs::Permissions::from_mode(0o600))?;
+    // Readable by root's group, in which jobfence is and the job's user is not.
+    File::open(&secret)?.set_permissions(fs::Permissions::from_mode(0o440))?;
     symlink(&secret, internet.home().join(".jobfence.yml"))?;
     let arguments = ["run", "--user", "nobody", "--", "touch", "ran"];
     let jobfence = binary()?;

@@ -145,7 +145,9 @@ fn wget_python_node_and_openssl_connect() -> Result<()> {
 
     let openssl = "openssl s_client -connect allowed.test:443 -servername shared.test -verify_return_error </dev/null";
     let session = connects(&internet, &["sh", "-c", openssl], ALLOWED, 443);
-    assert!(session.contains("CN = shared.test"), "{session}");
+    // OpenSSL 3.0 and later ones space it differently.
+    let subject = session.replace(" = ", "=");
+    assert!(subject.contains("CN=shared.test"), "{session}");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use jobfence_agent::job::user::Account;
 use jobfence_policy::{Job, MAX_BYTES, Policy};
 use nix::{
     fcntl::OFlag,
-    unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid},
+    unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups},
 };
 
 /// Where a policy is looked for when none is given, in this order, from the working folder.
@@ -22,7 +22,10 @@ const PLACES: [&str; 2] = [".jobfence.yml", ".github/jobfence.yml"];
 /// `account` may read it.
 pub(crate) fn load(given: Option<&Path>, name: Option<&str>, account: &Account) -> Result<Job> {
     let path = find(given)?;
-    let bytes = read(&path, account).map_err(|error| {
+    let groups = become_user(account)?;
+    let bytes = read(&path);
+    become_self(groups)?;
+    let bytes = bytes.map_err(|error| {
         let user = account.uid;
         anyhow!(
             "cannot read the policy {} as user {user}, who runs the job: {error}",
@@ -51,22 +54,42 @@ fn find(given: Option<&Path>) -> Result<PathBuf> {
     );
 }
 
-/// Reads at most one byte more than a policy may have, which [`Policy::parse`] then refuses.
-///
-/// With the rights of the job's user: the file is that user's, and could be a link to one that is
-/// not, whose lines an error would show.
-fn read(path: &Path, account: &Account) -> io::Result<Vec<u8>> {
-    let root = (geteuid(), getegid());
+/// Takes on the rights of the job's user to files: the policy is that user's, and could be a link
+/// to a file that is not, whose lines an error would show. Returns the groups to go back to; none
+/// where this process is not root, who alone can do so, and which will be told of later.
+fn become_user(account: &Account) -> Result<Option<Vec<Gid>>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let groups = getgroups()?;
+    let theirs: Vec<_> = account.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&theirs).map_err(NotThatUser)?;
     setfsgid(Gid::from_raw(account.gid));
     setfsuid(Uid::from_raw(account.uid));
-    let opened = OpenOptions::new()
+    Ok(Some(groups))
+}
+
+fn become_self(groups: Option<Vec<Gid>>) -> Result<()> {
+    if let Some(groups) = groups {
+        setfsuid(geteuid());
+        setfsgid(getegid());
+        setgroups(&groups).map_err(NotThatUser)?;
+    }
+    Ok(())
+}
+
+/// The groups of a process could not be set: a fault of the host, not of the policy.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot take on the rights of the job's user: {0} (CAP_SETGID is needed)")]
+pub(crate) struct NotThatUser(#[source] nix::Error);
+
+/// Reads at most one byte more than a policy may have, which [`Policy::parse`] then refuses.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
         .read(true)
         // Else a FIFO in its place would wait for a writer.
         .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path);
-    setfsuid(root.0);
-    setfsgid(root.1);
-    let file = opened?;
+        .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }

@@ -65,6 +65,7 @@ pub(crate) fn run(arguments: RunArguments) -> ExitCode {
     let found = policy::load(arguments.policy.as_deref(), Some(&arguments.job), &account);
     let mut job = match found {
         Ok(job) => job,
+        Err(error) if error.is::<policy::NotThatUser>() => return fail(&error, NO_FENCE),
         Err(error) => return fail(&error, BAD_POLICY),
     };
     match arguments.mode {

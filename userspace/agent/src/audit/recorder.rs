@@ -460,7 +460,7 @@ impl Summary {
 fn text(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
     let text = String::from_utf8_lossy(&comm[..end]);
-    text.replace(char::is_control, " ")
+    text.replace(process::is_hidden, " ")
 }
 
 fn protocol(number: u8) -> String {

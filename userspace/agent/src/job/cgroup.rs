@@ -7,7 +7,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -199,18 +198,11 @@ fn own() -> Result<PathBuf, CgroupError> {
         .ok_or(CgroupError::NotMounted)
 }
 
-/// Every cgroup of that name, wherever it is in the hierarchy; `None` where this process sees only
-/// a part of the hierarchy.
+/// Every cgroup of that name that can be seen from here.
 #[must_use]
-pub fn find(name: &str) -> Option<Vec<Cgroup>> {
-    /// The inode of the hierarchy's root, for a kernfs numbers its nodes from it.
-    const ROOT: u64 = 1;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let root = locate(&mounts, "0::/")?;
-    if fs::metadata(&root).ok()?.ino() != ROOT {
-        return None;
-    }
-    let mut folders = vec![root];
+pub fn find(name: &str) -> Vec<Cgroup> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = locate(&mounts, "0::/").into_iter().collect();
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -224,7 +216,7 @@ pub fn find(name: &str) -> Option<Vec<Cgroup>> {
             }
         }
     }
-    Some(found)
+    found
 }
 
 /// Finds the folder of a process's cgroup from its `mountinfo` and `cgroup` files (proc(5)).

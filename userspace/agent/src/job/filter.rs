@@ -28,6 +28,19 @@ const NETLINK: [i32; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT];
 /// TIOCLINUX of `asm-generic/ioctls.h`.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
 
+/// Options that lead packets elsewhere than their connection: `IP_OPTIONS`, and of IPv6 (level and
+/// option; RFC 3542 and its predecessor RFC 2292) routing headers and those before them.
+const ROUTES: [(u64, u64); 8] = [
+    (0, 4),
+    (41, 3),
+    (41, 4),
+    (41, 5),
+    (41, 6),
+    (41, 54),
+    (41, 55),
+    (41, 57),
+];
+
 /// Calls that are refused altogether: io_uring makes sockets past this filter; bpf detaches a
 /// fence that it can open; request_key has the kernel start a helper as root, one of which
 /// resolves names.
@@ -41,7 +54,7 @@ const REFUSED: [i64; 3] = [
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
 #[cfg(target_arch = "x86_64")]
-const X32_IOCTL: i64 = X32 | 514;
+const X32_OWN: [(i64, i64); 2] = [(libc::SYS_ioctl, 514), (libc::SYS_setsockopt, 541)];
 
 /// Filters the calling thread from now on, and all that it starts. Needs `no_new_privs`. Programs
 /// of another architecture, as 32-bit ones on x86-64, are killed: their calls have other numbers.
@@ -56,11 +69,8 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 fn compile(mut rules: Rules, errno: i32) -> Result<BpfProgram, Error> {
     #[cfg(target_arch = "x86_64")]
     for (call, conditions) in rules.clone() {
-        let call = if call == libc::SYS_ioctl {
-            X32_IOCTL
-        } else {
-            X32 | call
-        };
+        let own = X32_OWN.iter().find(|(usual, _)| *usual == call);
+        let call = X32 | own.map_or(call, |(_, own)| *own);
         rules.insert(call, conditions);
     }
     let refuse = SeccompAction::Errno(errno.unsigned_abs());
@@ -86,6 +96,16 @@ fn others() -> Result<Rules, Error> {
     rules.insert(
         libc::SYS_ioctl,
         input.into_iter().collect::<Result<_, _>>()?,
+    );
+    let routes = ROUTES.map(|(level, option)| {
+        all(vec![
+            is(1, SeccompCmpOp::Eq, level),
+            is(2, SeccompCmpOp::Eq, option),
+        ])
+    });
+    rules.insert(
+        libc::SYS_setsockopt,
+        routes.into_iter().collect::<Result<_, _>>()?,
     );
     Ok(rules)
 }

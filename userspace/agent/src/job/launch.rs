@@ -18,6 +18,7 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
+    fs::{FileType, fstat},
     io::{FdFlags, fcntl_setfd},
     net::{AddressFamily, sockopt::socket_domain},
     pipe::{PipeFlags, pipe_with},
@@ -92,7 +93,7 @@ pub fn launch(
     account: &Account,
     command: &[OsString],
 ) -> Result<Child, LaunchError> {
-    refuse_network_streams()?;
+    refuse_streams()?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
     let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
     // The two descriptors that the process needs besides its standard streams.
@@ -126,7 +127,7 @@ pub fn launch(
 
 /// A socket belongs to the cgroup that it was made in, so one that the job is handed as a standard
 /// stream would send unfenced.
-fn refuse_network_streams() -> Result<(), LaunchError> {
+fn refuse_streams() -> Result<(), LaunchError> {
     let streams = [
         ("standard input", rustix::stdio::stdin()),
         ("standard output", rustix::stdio::stdout()),
@@ -139,6 +140,11 @@ fn refuse_network_streams() -> Result<(), LaunchError> {
                 "{name} is a network socket, which would lead around the fence: put a pipe \
                  between, as in `… | cat`"
             )));
+        }
+        // From a folder one gets to file systems that the job does not see.
+        if fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+        {
+            return Err(LaunchError::Setup(format!("{name} is a directory")));
         }
     }
     Ok(())

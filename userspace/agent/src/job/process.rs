@@ -258,6 +258,14 @@ pub fn join<'a>(arguments: impl Iterator<Item = Cow<'a, str>>) -> String {
     words.join(" ").chars().take(LONGEST).collect()
 }
 
+/// Whether a character changes how others are shown: control characters, and those that turn the
+/// direction of text (Unicode Standard Annex 9).
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Quotes an argument as a shell reads it, if it holds anything but the usual characters.
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,~".contains(c);
@@ -266,7 +274,7 @@ fn quote(word: &str) -> String {
     }
     let word: String = word
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_hidden(c) { ' ' } else { c })
         .collect();
     format!("'{}'", word.replace('\'', r"'\''"))
 }

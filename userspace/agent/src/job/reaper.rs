@@ -3,7 +3,8 @@
 //! The agent can be killed at any moment. The pinned links keep what is left of the job fenced;
 //! this small process ends it. It holds the reading end of a pipe whose writing end only the
 //! agent has: when that is closed without a word, the agent is gone. The reaper then kills the
-//! job's cgroup, waits until it is empty, and only then takes the fence down.
+//! job's cgroup and waits until it is empty. Either way it is the reaper that takes the fence down,
+//! when the last socket of the job is gone.
 //!
 //! Should both be killed, what is left stays fenced, and the next start of jobfence ends it
 //! ([`sweep`]).
@@ -18,8 +19,8 @@ use std::{
     time::Duration,
 };
 
-use super::cgroup::{self, Cgroup, CgroupError};
-use crate::kernel::{self, Abandoned};
+use super::cgroup::{self, Cgroup};
+use crate::kernel;
 
 /// The argument that makes a process of this program a reaper.
 pub const ENTRY: &str = "__reap";
@@ -27,15 +28,18 @@ pub const ENTRY: &str = "__reap";
 /// What the agent writes to a reaper that is no longer needed.
 const DONE: &[u8] = b"done";
 
-/// How often a reaper tries to end a job. A try takes ten seconds while a process cannot be killed.
+/// How often a reaper tries to end a job, and then to take its fence down, before it leaves that to
+/// the next start of jobfence. The kernel gives up on a connection whose other end is silent after
+/// some minutes.
 const TRIES: u32 = 1000;
 
-/// How long it waits after a try that failed at once.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A running reaper.
 pub struct Reaper {
-    process: Child,
+    /// Not waited for: it can outlive the agent.
+    _process: Child,
     pipe: ChildStdin,
 }
 
@@ -59,22 +63,21 @@ impl Reaper {
             .stderr(Stdio::null())
             .spawn()?;
         let pipe = process.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Self { process, pipe })
+        Ok(Self {
+            _process: process,
+            pipe,
+        })
     }
 
-    /// Sends the reaper away: the job has ended.
+    /// Leaves the rest to the reaper: the job has ended, its cgroup is removed, and the fence goes
+    /// when the last socket of the job has.
     ///
     /// # Errors
     ///
-    /// When the reaper is not there any more.
-    pub fn dismiss(self) -> io::Result<()> {
-        let Self {
-            mut process,
-            mut pipe,
-        } = self;
-        pipe.write_all(DONE)?;
-        drop(pipe);
-        process.wait().map(drop)
+    /// When the reaper is not there any more. Then the next start of jobfence does it.
+    pub fn leave_the_rest(self) -> io::Result<()> {
+        let mut pipe = self.pipe;
+        pipe.write_all(DONE)
     }
 }
 
@@ -86,25 +89,29 @@ pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
         return 2;
     };
     let mut said = Vec::new();
-    if io::stdin().read_to_end(&mut said).is_ok() && said == DONE {
-        return 0;
-    }
+    let agent_ended_it = io::stdin().read_to_end(&mut said).is_ok() && said == DONE;
+    // Held to the end, so that no other reaper is started for this job.
+    let _lock = kernel::lock(Path::new(&pins));
     let cgroup = Cgroup::open(PathBuf::from(cgroup));
-    for _ in 0..TRIES {
-        match cgroup.end() {
-            Ok(()) => return u8::from(kernel::unpin(Path::new(&pins)).is_err()),
-            Err(CgroupError::Populated { .. }) => {}
-            // A process that was just on its way in, for one.
-            Err(_) => thread::sleep(PAUSE),
-        }
-    }
+    let done = agent_ended_it || until(|| cgroup.end().is_ok());
     // Whatever is left stays fenced; the next start of jobfence tries again.
-    1
+    u8::from(!(done && until(|| kernel::unpin(Path::new(&pins)).unwrap_or(false))))
 }
 
-/// Ends the jobs whose agent and reaper are gone.
-///
-/// A job that cannot be ended stays fenced; that is logged, and no reason not to run another.
+/// Tries until it is done, or for too long.
+fn until(mut done: impl FnMut() -> bool) -> bool {
+    let mut pause = Duration::from_millis(5);
+    for _ in 0..TRIES {
+        if done() {
+            return true;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE);
+    }
+    false
+}
+
+/// Starts a reaper for each job whose agent and reaper are gone. Does not wait for them.
 pub fn sweep() {
     let abandoned = kernel::abandoned().unwrap_or_else(|error| {
         tracing::warn!(%error, "could not look for what a killed jobfence left behind");
@@ -112,21 +119,18 @@ pub fn sweep() {
     });
     for job in abandoned {
         tracing::info!(job = job.id, "ending what a killed jobfence left behind");
-        if let Err(error) = end(&job) {
-            tracing::info!(job = job.id, error, "it is still there, and still fenced");
+        let found = cgroup::find(&job_cgroup(&job.id)).into_iter().next();
+        let started = match &found {
+            // Not told that the job has ended, it ends it.
+            Some(cgroup) => Reaper::start(cgroup, &job.folder).map(drop),
+            // Removed, or not to be seen from here: then its links are still attached, and stay.
+            None => Reaper::start(&Cgroup::open(job.folder.clone()), &job.folder)
+                .and_then(Reaper::leave_the_rest),
+        };
+        if let Err(error) = started {
+            tracing::warn!(job = job.id, %error, "no reaper could be started; the job stays fenced");
         }
     }
-}
-
-fn end(job: &Abandoned) -> Result<(), String> {
-    // From within a cgroup namespace or a container only a part can be seen: what is not found
-    // there may be alive elsewhere.
-    let found =
-        cgroup::find(&job_cgroup(&job.id)).ok_or("not all cgroups can be seen from here")?;
-    for cgroup in found {
-        cgroup.end().map_err(|error| error.to_string())?;
-    }
-    kernel::unpin(&job.folder).map_err(|error| error.to_string())
 }
 
 /// The name of the cgroup of the job `id`.

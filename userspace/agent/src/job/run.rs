@@ -273,8 +273,9 @@ async fn resolver(
 /// What a fenced cgroup needs for as long as something is in it. When it is dropped without
 /// [`Fenced::end`], the reaper takes over: the fence stays until the cgroup is empty.
 struct Fenced {
-    fence: kernel::Fence,
     reaper: Reaper,
+    /// Holds the lock that says that the job has an agent.
+    _fence: kernel::Fence,
 }
 
 impl Fenced {
@@ -297,23 +298,22 @@ impl Fenced {
         };
         let fence = kernel.fence(cgroup.path(), id, SLOT, &spec)?;
         match Reaper::start(cgroup, fence.pins()) {
-            Ok(reaper) => Ok(Self { fence, reaper }),
+            Ok(reaper) => Ok(Self {
+                reaper,
+                _fence: fence,
+            }),
             Err(error) => {
-                fence.take_down().map_err(failed("take down the fence"))?;
+                fence.discard().map_err(failed("take down the fence"))?;
                 Err(failed("start the reaper")(error))
             }
         }
     }
 
-    /// Ends the job, and only then takes down its fence. When processes cannot be ended, the
-    /// fence stays, and the reaper, which goes on trying.
+    /// Ends the job. Its fence stays until its sockets are gone too; the reaper sees to that. When
+    /// processes cannot be ended, the reaper goes on trying.
     fn end(self, cgroup: &Cgroup) -> Result<(), RunError> {
         cgroup.end()?;
-        self.fence
-            .take_down()
-            .map_err(failed("take down the fence"))?;
-        // It is not needed any more; that it is gone already harms nobody.
-        if let Err(error) = self.reaper.dismiss() {
+        if let Err(error) = self.reaper.leave_the_rest() {
             tracing::debug!(%error, "the reaper was gone");
         }
         Ok(())
@@ -523,6 +523,10 @@ fn assess(policy: &Job, account: &Account) -> State {
     if account.is_root() {
         let reason = "the job is root: it can change files that others run outside the fence";
         return State::Advisory(vec![reason.to_owned()]);
+    }
+    if let Some(group) = &account.privileged_group {
+        let reason = format!("the job's primary group, {group}, can act as root");
+        return State::Advisory(vec![reason]);
     }
     State::Enforcing
 }

@@ -8,14 +8,13 @@
 //! cannot be taken apart in a user namespace below it (mount_namespaces(7)).
 
 use std::{
-    ffi::{CStr, CString},
-    fs,
-    os::unix::fs::FileTypeExt as _,
+    fs::{self, Metadata},
     path::Path,
 };
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
+    fs::{Gid, Mode, Uid, chown, mkdir},
     io,
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
 };
@@ -35,31 +34,40 @@ const READ_ONLY: [&str; 7] = [
 /// link can detach it.
 const COVERED: &str = "bpf";
 
-/// Parts of /proc of which the same is true.
-const READ_ONLY_PROC: [&str; 2] = ["/proc/sys", "/proc/sysrq-trigger"];
+/// Parts of a proc file system of which the same is true.
+const READ_ONLY_PROC: [&str; 2] = ["sys", "sysrq-trigger"];
 
-/// Sockets of services that would act outside the fence for whoever asks.
-const SOCKETS: [&str; 13] = [
-    // Service managers: start anything, anywhere.
+/// Sockets and devices that lead around the fence for whoever may open them.
+const FILES: [&str; 7] = [
+    // Service managers and container engines: start anything, anywhere.
     "/run/systemd/private",
-    "/run/dbus/system_bus_socket",
-    // Container engines and machines: the same.
     "/run/docker.sock",
-    "/run/containerd/containerd.sock",
-    "/run/podman/podman.sock",
-    "/run/crio/crio.sock",
-    "/run/buildkit/buildkitd.sock",
-    "/run/libvirt/libvirt-sock",
     "/run/snapd.socket",
-    "/var/lib/incus/unix.socket",
-    // Resolvers: ask for any name, and carry data out in it.
+    // A resolver: asks for any name, and carries data out in it.
     "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/nscd/socket",
-    "/run/avahi-daemon/socket",
+    // Packets that come from an interface are no socket's.
+    "/dev/net/tun",
+    "/dev/vhost-net",
+    "/dev/vhost-vsock",
 ];
 
-/// Folders in which the job's user, `{uid}`, has sockets of such services.
-const FOLDERS: [&str; 3] = ["/run/user/{uid}", "/tmp/tmux-{uid}", "/run/screen"];
+/// Folders in which such sockets come and go; the job gets an empty one in place of each. `{uid}`
+/// is its user.
+const FOLDERS: [&str; 12] = [
+    "/run/dbus",
+    "/run/containerd",
+    "/run/podman",
+    "/run/crio",
+    "/run/buildkit",
+    "/run/libvirt",
+    "/var/lib/incus",
+    "/run/nscd",
+    "/run/avahi-daemon",
+    // The user's own service manager, bus, container engine and terminal multiplexers.
+    "/run/user",
+    "/tmp/tmux-{uid}",
+    "/run/screen",
+];
 
 /// Moves the calling process into such a namespace. `uid` and `gid` are the job's.
 ///
@@ -71,9 +79,9 @@ pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
     };
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|errno| at("a new mount namespace")(io::Errno::from_raw_os_error(errno as i32)))?;
-    // What the host mounts later shows up in the job too, but not the other way round.
-    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change("/", slave).map_err(at("/"))?;
+    // What the host mounts later must not uncover what is covered here.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(at("/"))?;
 
     let mounts = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| at("/proc/self/mountinfo")(io_errno(&error)))?;
@@ -82,38 +90,47 @@ pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
             let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
             mount_remount(point.as_str(), flags, "").map_err(at(&point))?;
         } else if kind == COVERED {
-            cover(&point, c"mode=0700").map_err(at(&point))?;
+            cover(&point).map_err(at(&point))?;
+        } else if kind == "proc" {
+            for part in READ_ONLY_PROC.map(|part| format!("{point}/{part}")) {
+                if Path::new(&part).exists() {
+                    let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+                    mount_bind(part.as_str(), part.as_str()).map_err(at(&part))?;
+                    mount_remount(part.as_str(), flags, "").map_err(at(&part))?;
+                }
+            }
         }
     }
-    for path in READ_ONLY_PROC {
-        if Path::new(path).exists() {
-            mount_bind(path, path).map_err(at(path))?;
-            mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, "").map_err(at(path))?;
+    for file in FILES {
+        let is_file = |meta: Metadata| !meta.is_dir();
+        if fs::metadata(file).is_ok_and(is_file) {
+            mount_bind("/dev/null", file).map_err(at(file))?;
         }
     }
-    for socket in SOCKETS {
-        // A missing one cannot be reached; one that appears later was started by somebody else.
-        if fs::metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
-            mount_bind(Path::new("/dev/null"), Path::new(socket)).map_err(at(socket))?;
-        }
-    }
-    // The user's own service manager, bus, container engine, agents and terminal multiplexers: the
-    // job gets an empty folder in place of theirs.
-    let options = CString::new(format!("mode=0700,uid={uid},gid={gid}"))
-        .map_err(|_| at("/run/user")(io::Errno::INVAL))?;
     for folder in FOLDERS {
         let folder = folder.replace("{uid}", &uid.to_string());
         if Path::new(&folder).is_dir() {
-            cover(&folder, &options).map_err(at(&folder))?;
+            cover(&folder).map_err(at(&folder))?;
         }
     }
-    Ok(())
+    runtime_folder(uid, gid)
+}
+
+/// Makes an empty folder for the user's runtime files, where there are such folders.
+fn runtime_folder(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
+    let folder = format!("/run/user/{uid}");
+    let failed = |errno| (folder.clone(), errno);
+    if !Path::new("/run/user").is_dir() {
+        return Ok(());
+    }
+    mkdir(&folder, Mode::RWXU).map_err(failed)?;
+    chown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failed)
 }
 
 /// Covers a folder with an empty one.
-fn cover(folder: &str, options: &CStr) -> io::Result<()> {
+fn cover(folder: &str) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount("tmpfs", folder, "tmpfs", flags, options)
+    mount("tmpfs", folder, "tmpfs", flags, c"mode=0755")
 }
 
 fn io_errno(error: &std::io::Error) -> io::Errno {

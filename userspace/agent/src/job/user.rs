@@ -14,6 +14,8 @@ pub struct Account {
     pub gid: u32,
     /// Supplementary groups, the primary one included, but for those that would make it root.
     pub groups: Vec<u32>,
+    /// The primary group, where it is one that can act as root: that one cannot be left out.
+    pub privileged_group: Option<String>,
     /// Name, home folder and shell, for the environment; none for a user id without an entry in
     /// the user database.
     pub entry: Option<Entry>,
@@ -118,6 +120,7 @@ impl Account {
                     uid,
                     gid,
                     groups: vec![gid],
+                    privileged_group: None,
                     entry: None,
                 })
             }
@@ -132,15 +135,20 @@ impl Account {
         let name =
             std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
         let mut groups = getgrouplist(&name, user.gid).map_err(lookup)?;
+        let mut privileged_group = None;
         for left_out in LEFT_OUT {
             if let Some(group) = Group::from_name(left_out).map_err(lookup)? {
                 groups.retain(|&gid| gid != group.gid || gid == user.gid);
+                if group.gid == user.gid {
+                    privileged_group = Some(group.name);
+                }
             }
         }
         Ok(Self {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
             groups: groups.into_iter().map(Gid::as_raw).collect(),
+            privileged_group,
             entry: Some(Entry {
                 name: user.name.clone(),
                 home: user.dir.clone(),

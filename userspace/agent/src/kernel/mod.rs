@@ -46,7 +46,7 @@ use aya::maps::CgroupStorage;
 mod pins;
 
 use pins::Pins;
-pub use pins::{Abandoned, abandoned, unpin};
+pub use pins::{Abandoned, abandoned, lock, unpin};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
 
@@ -277,7 +277,7 @@ impl Kernel {
         match self.fill(&fence, &folder, cgroup, cgroup_id, slot, spec) {
             Ok(()) => Ok(fence),
             Err(error) => {
-                if let Err(error) = fence.take_down() {
+                if let Err(error) = fence.discard() {
                     tracing::warn!(%error, "a fence around an empty cgroup is left behind");
                 }
                 Err(error)
@@ -399,20 +399,20 @@ impl Kernel {
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of tries.
 const NO_PREALLOC: u32 = 1;
 
-/// A fenced job. The fence outlives this value: only [`Fence::take_down`] ends it, so that no
-/// error path opens one.
+/// A fenced job. The fence outlives this value, so that no error path opens one: [`unpin`] ends it
+/// when the kernel says that it fences nothing any more.
 pub struct Fence {
     pins: Pins,
 }
 
 impl Fence {
-    /// Takes the fence down: only for a cgroup in which nothing runs any more.
+    /// Takes down a fence around a cgroup that nothing was ever in.
     ///
     /// # Errors
     ///
     /// What the file system says.
-    pub fn take_down(self) -> io::Result<()> {
-        unpin(&self.pins.folder)
+    pub fn discard(self) -> io::Result<()> {
+        pins::discard(&self.pins.folder)
     }
 
     /// The folder in which the links are pinned.

@@ -15,6 +15,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use super::{BPFFS, KernelError};
+use crate::sys;
 
 /// The pinned links of one job. They stay pinned when this is dropped.
 pub(super) struct Pins {
@@ -60,17 +61,39 @@ impl Pins {
     }
 }
 
-/// Removes a job's pinned links and their folder. That takes its fence down: only for a cgroup
-/// in which nothing runs any more.
+/// Removes what is pinned in `folder` as far as it fences nothing any more, and says whether all of
+/// it is gone.
+///
+/// Sockets outlive the processes that made them, and the kernel goes on sending for them: what is
+/// in a connection's buffer, and its end. Their packets pass the programs of a cgroup that is
+/// removed until the last such socket is gone, unless the links are unpinned before.
 ///
 /// # Errors
 ///
-/// What the file system says; a folder that is gone is no error.
-pub fn unpin(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+/// What the file system and bpf(2) say; a folder that is gone is no error.
+pub fn unpin(folder: &Path) -> io::Result<bool> {
+    let links = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        links => links?,
+    };
+    let mut all = true;
+    for link in links {
+        let path = link?.path();
+        if sys::is_detached(&path)? {
+            fs::remove_file(path)?;
+        } else {
+            all = false;
+        }
     }
+    if all {
+        fs::remove_dir(folder)?;
+    }
+    Ok(all)
+}
+
+/// Removes what is pinned in `folder`, whatever it fences: for a cgroup that nothing was ever in.
+pub(super) fn discard(folder: &Path) -> io::Result<()> {
+    fs::remove_dir_all(folder)
 }
 
 /// The jobs whose agents are gone. Each is this process's to end for as long as it holds what it
@@ -94,6 +117,17 @@ pub fn abandoned() -> io::Result<Vec<Abandoned>> {
         }
     }
     Ok(found)
+}
+
+/// Takes the lock on a job's folder, waiting for its agent to be gone.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn lock(folder: &Path) -> io::Result<File> {
+    let lock = File::open(folder)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(lock)
 }
 
 fn lock_root() -> io::Result<File> {
