@@ -2,7 +2,7 @@
 //!
 //! Its folder may belong to the user of the job, and so may whatever is there in its place. No
 //! link on the way is followed, and a file that others can change is no log. Who owns the folder
-//! can still move it away, which [`Log::fault`] finds at the end.
+//! can still move it away, which is found out while the job runs.
 
 use std::{
     fs::{self, File},

@@ -183,9 +183,8 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
             hurry();
             let words = options.command.iter();
             let words = words.map(|word| word.to_string_lossy().into_owned());
-            let mut recorder = audit.recorder();
-            recorder.processes().set_root(child.id(), words.collect());
-            drop(recorder);
+            let words = words.collect();
+            audit.recorder().processes().set_root(child.id(), words);
             let on_violation = policy.on_violation;
             let watched = watch(child, &cgroup, &audit, &mut events, &signals, on_violation).await;
             (watched.map(shell_status), None)
