@@ -11,7 +11,7 @@ use jobfence_abi::{Addr, DNS_PORT, Flow, Hook, Job, Redirect, Socket, decide, pr
 use crate::{
     maps::{SOCKETS, job},
     process,
-    report::{Attempt, record, record_new},
+    report::{Attempt, Origin, record, record_new},
     rules::KernelRules,
 };
 
@@ -74,7 +74,7 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         },
         source_port: 0,
     };
-    let reason = decide(&flow, job, &rules);
+    let reason = decide(&flow, job, &rules).reason;
     if !reason.is_reported() {
         return 1;
     }
@@ -85,6 +85,7 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         family: AF[usize::from(family == Family::V6)],
         flow,
         socket_type: 0,
+        origin: Origin::NONE,
     };
     i32::from(if sending {
         record_new(&attempt, job, socket)

@@ -3,29 +3,33 @@
 //! This file only wires hooks; each concern has a file:
 //!
 //! - [`socket`]: which sockets a job may have
+//! - [`lsm`]: the same for families that the hook for that does not see
 //! - [`connect`]: the destination that a process names, and the way to the job's resolver
 //! - [`packet`]: the destination that a packet really has, which is what counts
+//! - [`payload`]: the name that a connection's payload gives
 //! - [`rules`]: how [`jobfence_abi::decide`], the decision itself, asks the kernel
 //! - [`report`]: the record of every attempt
 //! - [`maps`], [`process`]: what the programs keep, and who is running
 //!
-//! Where each hook fires, and where it does not, is in the heads of those files. Helpers and hooks
-//! used here exist since Linux 5.10.
+//! Where each hook fires, and where it does not, is in the heads of those files. The newest helper
+//! used here is `bpf_loop`, of Linux 5.17.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod connect;
+mod lsm;
 mod maps;
 mod packet;
+mod payload;
 mod process;
 mod report;
 mod rules;
 mod socket;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
-    programs::{SkBuffContext, SockAddrContext, SockContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm_cgroup},
+    programs::{LsmContext, SkBuffContext, SockAddrContext, SockContext},
 };
 
 use connect::Family;
@@ -40,6 +44,12 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
     socket::create(&ctx)
+}
+
+/// `socket()` of every family, where the kernel has the hook and runs it.
+#[lsm_cgroup(hook = "socket_create")]
+pub fn socket_create(ctx: LsmContext) -> i32 {
+    lsm::create(&ctx)
 }
 
 /// `connect()` of an IPv4 socket.

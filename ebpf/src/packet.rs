@@ -11,11 +11,14 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
     programs::SkBuffContext,
 };
-use jobfence_abi::{Addr, Client, ClientKey, Flow, Hook, Job, Reason, Socket, decide, proto};
+use jobfence_abi::{
+    Addr, Checks, Client, ClientKey, Flow, Hook, Job, Reason, Socket, Verdict, decide, proto,
+};
 
 use crate::{
     maps::{CLIENTS, SOCKETS, job},
-    report::{Attempt, record_new},
+    payload,
+    report::{Attempt, Origin, record_new},
     rules::KernelRules,
 };
 
@@ -35,15 +38,25 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
+/// The bit of a TCP header's fourth word that a connection begins with, and where the header's
+/// length lies in it (RFC 9293 section 3.1).
+const SYN: u32 = 1 << 17;
+
 /// What a packet's header says.
-struct Header {
-    flow: Flow,
-    source: Addr,
+pub(crate) struct Header {
+    pub(crate) flow: Flow,
+    pub(crate) source: Addr,
     /// Network byte order.
-    source_port: u16,
-    family: u8,
+    pub(crate) source_port: u16,
+    pub(crate) family: u8,
     /// [`Reason::ALLOWED`], or what makes the packet one that is never let through.
     fault: Reason,
+    /// TCP: whether a connection begins with it.
+    pub(crate) syn: bool,
+    /// TCP: sequence number of its first byte of payload, host byte order.
+    pub(crate) sequence: u32,
+    /// TCP: where in the packet the payload begins.
+    pub(crate) payload: u32,
 }
 
 /// Lets the packet go (1) or drops it (0); a send that it came from fails with `EPERM`.
@@ -53,7 +66,7 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
     let Some((slot, job)) = job() else { return 0 };
     // SAFETY: the context is the program's own. The hook runs only with a full socket, and the
     // verifier wants both checks.
-    let (socket, state) = unsafe {
+    let (socket, sk, state) = unsafe {
         let sk = (*skb).__bindgen_anon_2.sk;
         if sk.is_null() {
             return 0;
@@ -63,7 +76,7 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
             return 0;
         }
         let state = (*sk).state;
-        (SOCKETS.find_or_make(sk), state)
+        (SOCKETS.find_or_make(sk), sk, state)
     };
     if socket.is_null() {
         return 0;
@@ -76,11 +89,20 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
     // A listener answers whoever knocks, on several processors at once and without its lock.
     let connection = flow.proto == proto::TCP && state != LISTEN;
     let sound = header.fault.is_allowed();
-    if connection && sound && socket.generation == job.generation && socket.allowed == flow {
-        return 1;
+    // A socket can be connected anew: what its last connection showed is worth nothing then.
+    if connection
+        && sound
+        && !header.syn
+        && socket.generation == job.generation
+        && socket.allowed == flow
+    {
+        if socket.checks.is_none() {
+            return 1;
+        }
+        return i32::from(payload::inspect(skb, sk, slot, job, &header, socket));
     }
 
-    let mut reason = judge(skb, slot, job, &header);
+    let Verdict { mut reason, checks } = judge(skb, slot, job, &header);
     if reason == Reason::RESOLVER {
         // Not kept: each question may come from another process.
         remember(slot, &header, socket);
@@ -90,8 +112,12 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         // Not kept either: who listens at a loopback address can change.
         return 1;
     }
-    if flow.proto == proto::TCP && state == LISTEN && !reason.is_allowed() {
-        reason = Reason::INBOUND;
+    if flow.proto == proto::TCP && state == LISTEN {
+        // What it was connected to once is not for those whom it accepts.
+        socket.allowed = Flow::NONE;
+        if !reason.is_allowed() {
+            reason = Reason::INBOUND;
+        }
     }
     let attempt = Attempt {
         slot,
@@ -100,23 +126,36 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         family: header.family,
         flow,
         socket_type: 0,
+        origin: Origin::of(skb, &header),
     };
-    let pass = record_new(&attempt, job, socket);
-    if pass && connection && sound {
-        socket.allowed = flow;
-        socket.generation = job.generation;
+    if !record_new(&attempt, job, socket) {
+        return 0;
     }
-    i32::from(pass)
+    if !connection || !sound {
+        return 1;
+    }
+    socket.allowed = flow;
+    socket.generation = job.generation;
+    // What is only watched has nothing to show.
+    socket.checks = if reason.is_allowed() {
+        checks
+    } else {
+        Checks::NONE
+    };
+    if socket.checks.is_none() {
+        return 1;
+    }
+    i32::from(payload::inspect(skb, sk, slot, job, &header, socket))
 }
 
 #[inline(always)]
-fn judge(skb: *mut __sk_buff, slot: u32, job: &Job, header: &Header) -> Reason {
+fn judge(skb: *mut __sk_buff, slot: u32, job: &Job, header: &Header) -> Verdict {
     if !header.fault.is_allowed() {
-        return header.fault;
+        return header.fault.into();
     }
     // SAFETY: the context is readable throughout.
     if header.flow.dst.is_loopback() && unsafe { (*skb).ifindex } != LOOPBACK {
-        return Reason::LOOPBACK;
+        return Reason::LOOPBACK.into();
     }
     let rules = KernelRules {
         ctx: skb.cast(),
@@ -155,6 +194,9 @@ fn read(skb: *mut __sk_buff) -> Header {
         source_port: 0,
         family: 0,
         fault: Reason::MALFORMED,
+        syn: false,
+        sequence: 0,
+        payload: 0,
     };
     let Some(first) = load::<u8>(skb, 0) else {
         return header;
@@ -167,7 +209,18 @@ fn read(skb: *mut __sk_buff) -> Header {
     if !header.fault.is_allowed() {
         return header;
     }
-    if header.flow.proto == proto::TCP || header.flow.proto == proto::UDP {
+    if header.flow.proto == proto::TCP {
+        let Some([ports, sequence, _, rest]) = load::<[u32; 4]>(skb, transport) else {
+            header.fault = Reason::MALFORMED;
+            return header;
+        };
+        let [ports, sequence, rest] = [ports, sequence, rest].map(u32::from_be);
+        header.source_port = ((ports >> 16) as u16).to_be();
+        header.flow.port = ports as u16;
+        header.syn = rest & SYN != 0;
+        header.sequence = sequence.wrapping_add(u32::from(header.syn));
+        header.payload = transport + (rest >> 28) * 4;
+    } else if header.flow.proto == proto::UDP {
         let Some([source, destination]) = load::<[u16; 2]>(skb, transport) else {
             header.fault = Reason::MALFORMED;
             return header;
@@ -231,7 +284,7 @@ fn read_v6(skb: *mut __sk_buff, header: &mut Header) -> u32 {
 
 /// Copies a `T` from `offset` of the packet; `None` when the packet is shorter.
 #[inline(always)]
-fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes all of `value` or fails; every `T` here is made of integers.
     unsafe {

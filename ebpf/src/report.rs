@@ -1,11 +1,21 @@
 //! Putting attempts into the ring buffer.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use jobfence_abi::{Event, Flow, Hook, Job, JobState, Reason, Socket, digest};
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::bpf_ktime_get_ns, helpers::generated::bpf_get_socket_cookie,
+};
+use core::mem::MaybeUninit;
+use jobfence_abi::{
+    Addr, Event, Fault, Flow, Hook, Job, JobState, NAME_ROOM, NamedEvent, Reason, Socket, Stream,
+    digest,
+};
 
-use crate::maps::{COUNTERS, EVENTS};
+use crate::{
+    maps::{COUNTERS, EVENTS},
+    packet::Header,
+};
 
 /// An attempt that has been decided.
+#[derive(Clone, Copy)]
 pub(crate) struct Attempt {
     pub(crate) slot: u32,
     pub(crate) hook: Hook,
@@ -13,6 +23,34 @@ pub(crate) struct Attempt {
     pub(crate) family: u8,
     pub(crate) flow: Flow,
     pub(crate) socket_type: u32,
+    pub(crate) origin: Origin,
+}
+
+/// Which socket sent a packet, so that the agent can find it.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    cookie: u64,
+    source: Addr,
+    port: u16,
+}
+
+impl Origin {
+    /// Of an attempt that is no packet yet.
+    pub(crate) const NONE: Self = Self {
+        cookie: 0,
+        source: Addr { words: [0; 4] },
+        port: 0,
+    };
+
+    #[inline(always)]
+    pub(crate) fn of(skb: *mut __sk_buff, header: &Header) -> Self {
+        Self {
+            // SAFETY: the context is the program's own.
+            cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
+            source: header.source,
+            port: u16::from_be(header.source_port),
+        }
+    }
 }
 
 /// Records `attempt` on `socket`, unless it is what was recorded last there, and says whether it
@@ -41,23 +79,58 @@ pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool 
         count(attempt.slot, Counter::Lost);
         return job.state == JobState::AUDIT;
     };
-    entry.write(Event {
+    entry.write(event(attempt, job, socket, None));
+    entry.submit(0);
+    socket.reported = digest(&attempt.flow, attempt.reason, job);
+    passed
+}
+
+/// Records what `stream` says of the name of a connection, and says whether it may go on. What
+/// finds no room is denied, as in [`record`].
+#[inline(always)]
+pub(crate) fn record_name(attempt: &Attempt, job: &Job, socket: &Socket, stream: &Stream) -> bool {
+    let Some(mut entry) = EVENTS.reserve_untyped::<NamedEvent>(0) else {
+        count(attempt.slot, Counter::Lost);
+        return job.state == JobState::AUDIT;
+    };
+    let to: *mut MaybeUninit<NamedEvent> = &raw mut *entry;
+    let to = to.cast::<NamedEvent>();
+    // SAFETY: the entry has room for a whole `NamedEvent`. The name is copied word by word, since
+    // it fits on no program's stack, and volatile, since LLVM would call `memcpy`.
+    unsafe {
+        (&raw mut (*to).event).write(event(attempt, job, socket, Some(stream)));
+        let from = (&raw const stream.name).cast::<u64>();
+        let name = (&raw mut (*to).name).cast::<u64>();
+        for index in 0..NAME_ROOM / 8 {
+            name.add(index).write_volatile(from.add(index).read());
+        }
+    }
+    entry.submit(0);
+    passes(attempt, job)
+}
+
+#[inline(always)]
+fn event(attempt: &Attempt, job: &Job, socket: &Socket, stream: Option<&Stream>) -> Event {
+    Event {
         // SAFETY: the helper only reads the clock.
         monotonic_ns: unsafe { bpf_ktime_get_ns() },
         slot: attempt.slot,
         hook: attempt.hook,
         reason: attempt.reason,
-        passed: u8::from(passed),
+        passed: u8::from(passes(attempt, job)),
         family: attempt.family,
         flow: attempt.flow,
         socket_type: attempt.socket_type,
         pid: socket.pid,
         uid: socket.uid,
         comm: socket.comm,
-    });
-    entry.submit(0);
-    socket.reported = digest(&attempt.flow, attempt.reason, job);
-    passed
+        cookie: attempt.origin.cookie,
+        source: attempt.origin.source,
+        source_port: attempt.origin.port,
+        fault: stream.map_or(Fault::NONE, |stream| stream.fault),
+        name_len: stream.map_or(0, |stream| stream.name_len),
+        pad: 0,
+    }
 }
 
 /// Whether an attempt is let through.

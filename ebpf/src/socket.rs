@@ -10,7 +10,7 @@ use jobfence_abi::{Flow, Hook, Job, JobState, Reason, proto};
 use crate::{
     maps::{SOCKETS, job},
     process,
-    report::{Attempt, record},
+    report::{Attempt, Origin, record},
 };
 
 /// `SOCK_STREAM`, `SOCK_DGRAM` and `SOCK_RAW` of `linux/net.h`.
@@ -52,6 +52,7 @@ pub(crate) fn create(ctx: &SockContext) -> i32 {
                 ..Flow::NONE
             },
             socket_type: kind,
+            origin: Origin::NONE,
         },
         job,
         socket,

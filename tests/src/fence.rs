@@ -23,6 +23,7 @@ pub struct Fence<'a> {
     internet: &'a Internet,
     policy: PathBuf,
     log: PathBuf,
+    through: Vec<String>,
     options: Vec<String>,
     user: String,
     stdin: Stdio,
@@ -53,6 +54,7 @@ impl<'a> Fence<'a> {
             internet,
             policy: file,
             log: internet.dir().join(format!("events-{count}.jsonl")),
+            through: Vec::new(),
             options: Vec::new(),
             user: "nobody".to_owned(),
             stdin: Stdio::null(),
@@ -63,6 +65,13 @@ impl<'a> Fence<'a> {
     #[must_use]
     pub fn user(mut self, user: &str) -> Self {
         user.clone_into(&mut self.user);
+        self
+    }
+
+    /// Words that start jobfence: a command that becomes the one after it.
+    #[must_use]
+    pub fn through(mut self, words: &[&str]) -> Self {
+        self.through.extend(words.iter().map(ToString::to_string));
         self
     }
 
@@ -86,8 +95,11 @@ impl<'a> Fence<'a> {
     /// When there is no jobfence binary.
     pub fn command(self, command: &[&str]) -> Result<(Command, PathBuf)> {
         let binary = binary()?;
-        let mut fenced = self.internet.command(&binary.to_string_lossy());
+        let binary = binary.to_string_lossy().into_owned();
+        let words = [self.through, vec![binary]].concat();
+        let mut fenced = self.internet.command(&words[0]);
         fenced
+            .args(&words[1..])
             .arg("run")
             .arg("--policy")
             .arg(self.policy)
@@ -128,6 +140,17 @@ impl Fenced {
     pub fn denials(&self, reason: &str) -> Vec<&Value> {
         let wanted = |event: &&Value| event["verdict"] == "deny" && event["reason"] == reason;
         self.events.iter().filter(wanted).collect()
+    }
+
+    /// How long the job went on after `event`.
+    ///
+    /// # Errors
+    ///
+    /// When there are no events, or one has no time.
+    pub fn after(&self, event: &Value) -> Result<Duration> {
+        let last = self.events.last().context("no events")?;
+        let passed = (clock(last)? + DAY - clock(event)?).as_nanos() % DAY.as_nanos();
+        Ok(Duration::from_nanos(u64::try_from(passed)?))
     }
 
     /// Panics with all that is known unless the exit code is `code`.
@@ -301,4 +324,20 @@ pub fn binary() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// When an event happened, since the last midnight.
+fn clock(event: &Value) -> Result<Duration> {
+    let parse = || {
+        let time = event["ts"].as_str()?.split_once('T')?.1;
+        let mut parts = time.trim_end_matches('Z').splitn(3, ':');
+        let mut next = || parts.next()?.parse::<f64>().ok();
+        let (hours, minutes, seconds) = (next()?, next()?, next()?);
+        Some(Duration::from_secs_f64(
+            hours * 3600. + minutes * 60. + seconds,
+        ))
+    };
+    parse().with_context(|| format!("no time: {event}"))
 }

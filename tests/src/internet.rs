@@ -55,9 +55,11 @@ const CA_VARIABLES: &[&str] = &[
 /// crashed test leaves none behind.
 pub struct Internet {
     job: OwnedFd,
+    net: OwnedFd,
     mounts: OwnedFd,
     dir: PathBuf,
-    wire: Arc<Wire>,
+    /// `None` when nothing is recorded.
+    wire: Option<Arc<Wire>>,
     world: Arc<World>,
     /// Readable when the threads shall end.
     stop: Arc<OwnedFd>,
@@ -70,6 +72,19 @@ impl Internet {
     /// # Errors
     /// When the caller is not root, a tool is missing or the kernel refuses a namespace.
     pub fn new() -> Result<Self> {
+        Self::make(true)
+    }
+
+    /// As [`new`](Self::new), without the record of packets, whose keeping costs as much as
+    /// sending them: for measurements.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn unrecorded() -> Result<Self> {
+        Self::make(false)
+    }
+
+    fn make(recorded: bool) -> Result<Self> {
         static SWEEP: Once = Once::new();
         static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -81,7 +96,7 @@ impl Internet {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("{PREFIX}-{}-{count}", process::id()));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let built = Self::build(&dir);
+        let built = Self::build(&dir, recorded);
         if built.is_err() {
             // The first error says more than one about the directory could.
             let _ = fs::remove_dir_all(&dir);
@@ -89,7 +104,7 @@ impl Internet {
         built
     }
 
-    fn build(dir: &Path) -> Result<Self> {
+    fn build(dir: &Path, recorded: bool) -> Result<Self> {
         // Open to every user: fenced commands run as another one.
         fs::set_permissions(dir, Permissions::from_mode(0o755))?;
         fs::create_dir(dir.join("home"))?;
@@ -107,7 +122,10 @@ impl Internet {
         let job = Named::new(format!("{name}-job"))?;
         let net = Named::new(format!("{name}-net"))?;
         // The recorder counts from the first frame, so it opens before there is a cable.
-        let wire = Arc::new(net.inside(Wire::open)?);
+        let wire = match recorded {
+            true => Some(Arc::new(net.inside(Wire::open)?)),
+            false => None,
+        };
         connect(&job.name, &net.name)?;
         // As distributions do: any user may ask for an echo by ICMP.
         job.inside(|| {
@@ -116,22 +134,21 @@ impl Internet {
         })?;
         let servers = net.inside(Servers::open)?;
         let mounts = mounts(dir)?;
-        let job = job.fd()?;
+        let (job, net) = (job.fd()?, net.fd()?);
 
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let recorder = {
-            let (wire, stop) = (Arc::clone(&wire), Arc::clone(&stop));
+        let mut threads = Vec::new();
+        if let Some(wire) = wire.clone() {
+            let stop = Arc::clone(&stop);
             let thread = thread::Builder::new().name("recorder".to_owned());
-            thread.spawn(move || wire.record(&stop))?
-        };
-        let serving = {
-            let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
-            let thread = thread::Builder::new().name("servers".to_owned());
-            thread.spawn(move || servers.serve(&stop, &world))?
-        };
-        let threads = vec![recorder, serving];
+            threads.push(thread.spawn(move || wire.record(&stop))?);
+        }
+        let serving = (Arc::clone(&world), Arc::clone(&stop));
+        let thread = thread::Builder::new().name("servers".to_owned());
+        threads.push(thread.spawn(move || servers.serve(&serving.1, &serving.0))?);
         Ok(Self {
             job,
+            net,
             mounts,
             dir: dir.to_owned(),
             wire,
@@ -149,10 +166,20 @@ impl Internet {
     /// own with none of the caller's variables, and runs in [`home`](Self::home). Standard input
     /// is empty unless the caller sets it.
     pub fn command(&self, program: &str) -> Command {
+        self.command_in(&self.job, program)
+    }
+
+    /// A command that runs on the net side, as another server there; else as
+    /// [`command`](Self::command).
+    pub fn net_command(&self, program: &str) -> Command {
+        self.command_in(&self.net, program)
+    }
+
+    fn command_in(&self, net: &OwnedFd, program: &str) -> Command {
         let namespace = |fd: &OwnedFd| format!("/proc/{}/fd/{}", process::id(), fd.as_raw_fd());
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net={}", namespace(&self.job)))
+            .arg(format!("--net={}", namespace(net)))
             .arg(format!("--mount={}", namespace(&self.mounts)))
             .arg(format!("--wdns={}", self.home().display()))
             // Signals that whoever runs the tests ignores (nohup) are not ignored in them.
@@ -201,7 +228,7 @@ impl Internet {
     /// As [`since`](Self::since).
     #[must_use]
     pub fn mark(&self) -> Mark {
-        self.wire.mark()
+        self.wire().mark()
     }
 
     /// Every IPv4 and IPv6 packet that the job side sent after `mark` and before this call, but
@@ -209,10 +236,11 @@ impl Internet {
     /// membership).
     ///
     /// # Panics
-    /// When the record is not complete by the kernel's count of frames.
+    /// When the record is not complete by the kernel's count of frames, or there is none
+    /// ([`unrecorded`](Self::unrecorded)).
     #[must_use]
     pub fn since(&self, mark: Mark) -> Arrivals {
-        self.wire.since(mark)
+        self.wire().since(mark)
     }
 
     /// As [`since`](Self::since), without the rest of TCP connections that were opened before
@@ -222,7 +250,7 @@ impl Internet {
     /// As [`since`](Self::since).
     #[must_use]
     pub fn attempts_since(&self, mark: Mark) -> Arrivals {
-        self.wire.attempts_since(mark)
+        self.wire().attempts_since(mark)
     }
 
     /// As [`since`](Self::since), from the beginning.
@@ -231,20 +259,27 @@ impl Internet {
     /// As [`since`](Self::since).
     #[must_use]
     pub fn arrivals(&self) -> Arrivals {
-        self.wire.since(Mark::START)
+        self.wire().since(Mark::START)
     }
 
-    /// Kills every process that is on the job side and waits for its end.
+    fn wire(&self) -> &Wire {
+        self.wire
+            .as_deref()
+            .expect("an unrecorded internet knows nothing of arrivals")
+    }
+
+    /// Kills every process that is on one of the two sides and waits for its end.
     fn end_processes(&self) -> Result<()> {
         let identity = |namespace: Metadata| (namespace.dev(), namespace.ino());
-        let ours = identity(File::from(self.job.try_clone()?).metadata()?);
+        let of = |fd: &OwnedFd| anyhow::Ok(identity(File::from(fd.try_clone()?).metadata()?));
+        let ours = [of(&self.job)?, of(&self.net)?];
         for entry in fs::read_dir("/proc")? {
             let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else {
                 continue;
             };
             let inside = || {
                 fs::metadata(format!("/proc/{pid}/ns/net"))
-                    .is_ok_and(|theirs| identity(theirs) == ours)
+                    .is_ok_and(|theirs| ours.contains(&identity(theirs)))
             };
             let (Some(id), true) = (Pid::from_raw(pid), inside()) else {
                 continue;

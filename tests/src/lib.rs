@@ -14,8 +14,10 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod attack;
 mod dns;
 mod fence;
+mod host;
 mod http;
 mod internet;
 mod run;
@@ -25,6 +27,7 @@ mod wire;
 
 pub use dns::Data;
 pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name};
+pub use host::{Cgroup, Foreign, mounted};
 pub use internet::Internet;
-pub use run::{Output, eventually, run};
+pub use run::{Output, eventually, run, slowness};
 pub use wire::{Arrival, Arrivals, Mark, Protocol};

@@ -1,6 +1,7 @@
 //! Runs a command to its end, and never past a deadline.
 
 use std::{
+    env,
     fs::File,
     io::{Read as _, Seek as _},
     os::unix::process::CommandExt as _,
@@ -30,14 +31,33 @@ pub struct Output {
     pub elapsed: Duration,
 }
 
+/// How many times longer than on real hardware everything may take: `JOBFENCE_TEST_SLOW`, or 1.
+///
+/// An emulated machine computes ten to twenty times slower. Only time-outs that a working test
+/// never reaches are stretched by this; what a test asserts about time is not.
+///
+/// # Panics
+/// When the variable is set and no whole number from 1 on.
+#[must_use]
+pub fn slowness() -> u32 {
+    match env::var("JOBFENCE_TEST_SLOW") {
+        Ok(text) => match text.parse() {
+            Ok(factor) if factor > 0 => factor,
+            _ => panic!("JOBFENCE_TEST_SLOW is no whole number from 1 on: {text}"),
+        },
+        Err(_) => 1,
+    }
+}
+
 /// Runs `command` in a process group of its own. Processes that it leaves behind do not hold up
 /// the answer: output goes to memory files, whose end is the command's.
 ///
 /// # Errors
-/// When the command cannot be started, or has not ended by `deadline`; its process group is then
-/// killed, and the error tells what it printed.
+/// When the command cannot be started, or has not ended by `deadline` ([`slowness`] times that on a
+/// slow machine); its process group is then killed, and the error tells what it printed.
 pub fn run(command: &mut Command, deadline: Duration) -> Result<Output> {
     let [mut stdout, mut stderr] = [memory_file("stdout")?, memory_file("stderr")?];
+    let deadline = deadline * slowness();
     let start = Instant::now();
     let mut child = command
         .process_group(0)
@@ -68,10 +88,10 @@ pub fn run(command: &mut Command, deadline: Duration) -> Result<Output> {
 /// Waits until `condition` holds, and panics with `what` if it never does.
 ///
 /// # Panics
-/// After ten seconds.
+/// After ten seconds, [`slowness`] times that on a slow machine.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10) * slowness();
     while !condition() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         thread::sleep(Duration::from_millis(1));

@@ -30,7 +30,8 @@ pub(crate) const INTERFACE: &str = "wire";
 /// The net side's hardware address.
 pub(crate) const NET_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Bytes of a frame that are read: enough for the headers and a DNS question.
+/// Bytes of a frame that are read: enough for the headers and a DNS question, a ClientHello or the
+/// head of a request.
 const SNAP: usize = 2048;
 /// Room for frames that the recording thread has not read yet.
 const BUFFER: usize = 64 << 20;
@@ -67,8 +68,30 @@ pub struct Arrival {
     pub len: usize,
     /// Whether it asks for a TCP connection (SYN without ACK).
     pub tcp_syn: bool,
+    /// The TCP sequence number; 0 for other protocols.
+    pub tcp_seq: u32,
+    /// What follows the header of TCP or UDP, or of IP if it is another protocol; of a long packet
+    /// only the first two kilobytes or so.
+    pub payload: Box<[u8]>,
     /// The name that it asks for, in lower case without the last dot, when it goes to port 53.
     pub dns_question: Option<String>,
+}
+
+impl Arrival {
+    /// Whether its payload continues that of `before` on the same connection.
+    fn follows(&self, before: &Self) -> bool {
+        let flow = |arrival: &Self| (arrival.src, arrival.src_port, arrival.dst, arrival.dst_port);
+        let length = u32::try_from(before.payload.len()).unwrap_or_default();
+        let next = before
+            .tcp_seq
+            .wrapping_add(u32::from(before.tcp_syn) + length);
+        self.protocol == Protocol::Tcp
+            && before.protocol == Protocol::Tcp
+            && flow(self) == flow(before)
+            && !self.payload.is_empty()
+            && length > 0
+            && self.tcp_seq == next
+    }
 }
 
 impl Display for Arrival {
@@ -124,6 +147,25 @@ impl Arrivals {
     #[must_use]
     pub fn questions(&self, name: &str) -> Self {
         self.only(|arrival| arrival.dns_question.as_deref() == Some(name))
+    }
+
+    /// Those that carry `bytes`, also when they are split over several packets of a connection.
+    /// A packet counts when `bytes` begins in it.
+    #[must_use]
+    pub fn carrying(&self, bytes: &[u8]) -> Self {
+        self.only(|first| {
+            let mut data = first.payload.to_vec();
+            let mut next = first;
+            while let Some(follows) = self.iter().find(|arrival| arrival.follows(next)) {
+                if data.len() >= first.payload.len() + bytes.len() {
+                    break;
+                }
+                data.extend(&*follows.payload);
+                next = follows;
+            }
+            let found = data.windows(bytes.len()).position(|part| part == bytes);
+            found.is_some_and(|at| at < first.payload.len())
+        })
     }
 
     fn only(&self, wanted: impl Fn(&Arrival) -> bool) -> Self {
@@ -370,12 +412,15 @@ fn parse(frame: &[u8], len: usize) -> Option<Arrival> {
     };
     let (src_port, dst_port) = (port(0), port(2));
     let payload = match protocol {
-        // A length precedes the message over TCP (RFC 1035 section 4.2.2).
         Protocol::Tcp => transport
             .get(12)
-            .and_then(|offset| transport.get(usize::from(offset >> 4) * 4 + 2..)),
-        _ => transport.get(8..),
+            .and_then(|offset| transport.get(usize::from(offset >> 4) * 4..)),
+        Protocol::Udp => transport.get(8..),
+        _ => Some(transport),
     };
+    let payload = payload.unwrap_or_default();
+    // A length precedes the message over TCP (RFC 1035 section 4.2.2).
+    let prefix = if protocol == Protocol::Tcp { 2 } else { 0 };
     Some(Arrival {
         protocol,
         src,
@@ -385,7 +430,15 @@ fn parse(frame: &[u8], len: usize) -> Option<Arrival> {
         len: len - ETHERNET,
         tcp_syn: protocol == Protocol::Tcp
             && transport.get(13).is_some_and(|flags| flags & 0x12 == 0x02),
-        dns_question: payload.filter(|_| dst_port == 53).and_then(question),
+        tcp_seq: (protocol == Protocol::Tcp)
+            .then(|| transport.get(4..8)?.try_into().ok())
+            .flatten()
+            .map_or(0, u32::from_be_bytes),
+        dns_question: payload
+            .get(prefix..)
+            .filter(|_| dst_port == 53)
+            .and_then(question),
+        payload: payload.into(),
     })
 }
 

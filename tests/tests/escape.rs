@@ -1,19 +1,15 @@
-//! Ways around the fence that were found by attacking it. Each is shown to lead out without the
-//! fence, where that can be shown, and not to in it.
+//! Ways around the fence that take more than one command, which is what `attack` tries.
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::{PermissionsExt as _, chown, symlink},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use jobfence_tests::{
-    Fence, Fenced, Internet, Output, addresses::BLOCKED, binary, eventually, run,
-};
+use jobfence_tests::{Fence, Fenced, Internet, Output, binary, eventually, run};
 
 const POLICY: &str = "
 version: 1
@@ -64,113 +60,6 @@ impl Drop for Outside {
 }
 
 // The kernel side.
-
-/// Two threads send datagrams on one socket, to a listener of their own and to where the policy
-/// does not allow: the verdict on one must never be taken for the other's.
-const RACE: &str = r#"
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdlib.h>
-static int s;
-static struct sockaddr_in inside;
-static int rounds;
-static void *mix(void *arg) {
-    long cpu = (long)arg;
-    unsigned r = cpu * 7919 + 1;
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    sched_setaffinity(0, sizeof set, &set);
-    for (int i = 0; i < rounds; i++) {
-        r = r * 1103515245 + 12345;
-        if ((r >> 16) & 1) sendto(s, "x", 1, 0, (void *)&inside, sizeof inside);
-        else send(s, "secret", 6, 0);
-    }
-    return 0;
-}
-int main(int argc, char **argv) {
-    rounds = atoi(argv[1]);
-    int listener = socket(AF_INET, SOCK_DGRAM, 0);
-    socklen_t length = sizeof inside;
-    inside.sin_family = AF_INET;
-    inside.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    bind(listener, (void *)&inside, sizeof inside);
-    getsockname(listener, (void *)&inside, &length);
-    struct sockaddr_in blocked = {.sin_family = AF_INET, .sin_port = htons(9999)};
-    inet_pton(AF_INET, "198.51.100.20", &blocked.sin_addr);
-    s = socket(AF_INET, SOCK_DGRAM, 0);
-    connect(s, (void *)&blocked, sizeof blocked);
-    pthread_t threads[2];
-    for (long i = 0; i < 2; i++) pthread_create(&threads[i], 0, mix, (void *)i);
-    for (int i = 0; i < 2; i++) pthread_join(threads[i], 0);
-    return 0;
-}
-"#;
-
-#[test]
-fn two_threads_on_one_socket_cannot_mix_up_verdicts() -> Result<()> {
-    let internet = Internet::new()?;
-    let source = internet.dir().join("race.c");
-    let program = internet.home().join("race");
-    fs::write(&source, RACE)?;
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", "-pthread", "-o"])
-        .arg(&program)
-        .arg(&source);
-    assert!(cc.status()?.success(), "cc");
-    let program = program.to_string_lossy();
-
-    let start = internet.mark();
-    run(internet.command(&program).arg("1000"), DEADLINE)?;
-    assert!(
-        !internet.since(start).to(BLOCKED.v4).is_empty(),
-        "proves nothing"
-    );
-
-    let start = internet.mark();
-    let fenced = Fence::new(&internet, POLICY)?.run(&[&program, "500000"])?;
-    let arrived = internet.since(start);
-    assert!(arrived.is_empty(), "passed the fence: {arrived}");
-    fenced.assert_code(110);
-    assert!(!fenced.denials("no-rule").is_empty(), "{fenced:#?}");
-    Ok(())
-}
-
-/// A packet to a loopback address can be sent out by a real interface.
-#[test]
-fn a_loopback_address_leads_nowhere_but_to_loopback() -> Result<()> {
-    let internet = Internet::new()?;
-    let script = "
-import socket
-device = next(name for _, name in socket.if_nameindex() if name != 'lo').encode()
-for family, address in [(socket.AF_INET, '127.0.0.1'), (socket.AF_INET, '127.9.9.9'),
-                        (socket.AF_INET6, '::1'), (socket.AF_INET6, '::ffff:127.0.0.1')]:
-    for kind in [socket.SOCK_DGRAM, socket.SOCK_STREAM]:
-        s = socket.socket(family, kind)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-        s.settimeout(0.2)
-        try:
-            if kind == socket.SOCK_DGRAM: s.sendto(b'secret', (address, 9999))
-            else: s.connect((address, 9999))
-        except OSError: pass
-";
-    let start = internet.mark();
-    unfenced(&internet, script, &[])?;
-    assert!(
-        !internet.since(start).port(9999).is_empty(),
-        "proves nothing"
-    );
-
-    let start = internet.mark();
-    let fenced = fenced(&internet, script, &[])?;
-    let arrived = internet.since(start);
-    assert!(arrived.is_empty(), "passed the fence: {arrived}");
-    fenced.assert_code(110);
-    assert!(!fenced.denials("loopback").is_empty(), "{fenced:#?}");
-    Ok(())
-}
 
 /// Receives datagrams on the loopback interface; says each, and its port first.
 const UDP_LISTENER: &str = "
@@ -228,86 +117,7 @@ fn a_listener_that_comes_later_is_outside_all_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Whoever knocks at a job's listener gets no answer, and the job is not to blame.
-#[test]
-fn a_connection_from_outside_is_refused_and_no_violation() -> Result<()> {
-    let internet = Internet::new()?;
-    let script = "
-import socket
-s = socket.create_server(('0.0.0.0', 7010))
-open('listening', 'w').write('x')
-s.settimeout(3)
-try: s.accept(); print('accepted')
-except TimeoutError: print('nobody')
-";
-    let knock = "
-import socket, sys
-s = socket.socket(); s.settimeout(1)
-try: s.connect(('192.0.2.2', 7010)); print('connected')
-except TimeoutError: print('no answer')
-";
-    let listening = internet.home().join("listening");
-    let (mut job, log) = Fence::new(&internet, POLICY)?.command(&["python3", "-c", script])?;
-    let job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    eventually("the job listens", || listening.exists());
-    assert_eq!(unfenced(&internet, knock, &[])?.stdout, "no answer\n");
-    let output = job.wait_with_output()?;
-    assert_eq!(output.stdout, b"nobody\n");
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(fs::read_to_string(log)?.contains("\"inbound\""));
-
-    fs::remove_file(&listening)?;
-    let (_outside, answer) = Outside::start(
-        &internet,
-        &[
-            "python3",
-            "-c",
-            &script.replace(
-                "open('listening', 'w').write('x')",
-                "print('up', flush=True)",
-            ),
-        ],
-    )?;
-    assert_eq!(answer, "up");
-    assert_eq!(unfenced(&internet, knock, &[])?.stdout, "connected\n");
-    Ok(())
-}
-
-#[test]
-fn multipath_tcp_is_refused_quietly() -> Result<()> {
-    let internet = Internet::new()?;
-    let script = "import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)";
-    assert!(
-        unfenced(&internet, script, &[])?.status.success(),
-        "proves nothing"
-    );
-    let fenced = fenced(&internet, script, &[])?;
-    fenced.assert_code(1);
-    assert_eq!(fenced.denials("mptcp").len(), 1, "{fenced:#?}");
-    Ok(())
-}
-
 // Other processes.
-
-#[test]
-fn a_process_of_the_same_user_outside_is_no_way_out() -> Result<()> {
-    let internet = Internet::new()?;
-    let (outside, up) = Outside::start(&internet, &["sh", "-c", "echo up; exec sleep 60"])?;
-    assert_eq!(up, "up");
-    let script = "
-import ctypes, os, sys
-pid = int(sys.argv[1])
-for part in ['root', 'cwd', 'fd/0']:
-    try: os.readlink(f'/proc/{pid}/{part}'); print(part)
-    except PermissionError: pass
-if ctypes.CDLL(None).ptrace(16, pid, 0, 0) == 0: print('ptrace')
-";
-    let pid = outside.0.id().to_string();
-    let ways = unfenced(&internet, script, &[&pid])?.stdout;
-    assert_eq!(ways, "root\ncwd\nfd/0\nptrace\n", "proves nothing");
-    assert_eq!(fenced(&internet, script, &[&pid])?.output.stdout, "");
-    Ok(())
-}
 
 /// Who asks the job's resolver from outside is refused, and fails no job.
 #[test]
@@ -350,39 +160,6 @@ for name in [b'blocked', b'allowed']:
 // What the job is given.
 
 #[test]
-fn a_network_socket_as_a_stream_is_refused() -> Result<()> {
-    let internet = Internet::new()?;
-    let fence = Fence::new(&internet, POLICY)?;
-    let (job, _) = fence.command(&["touch", "ran"])?;
-    let words: Vec<_> = job
-        .get_args()
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    // The command of a private internet is `nsenter … PROGRAM …`; the socket has to be made inside.
-    let inner = words
-        .iter()
-        .position(|word| word.ends_with("jobfence"))
-        .context("no jobfence")?;
-    let script = "
-import os, socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-os.dup2(s.fileno(), 1)
-os.execv(sys.argv[1], sys.argv[1:])
-";
-    let mut command = internet.command("python3");
-    let output = run(command.args(["-c", script]).args(&words[inner..]), DEADLINE)?;
-    assert_eq!(output.status.code(), Some(111), "{output:?}");
-    assert!(
-        output
-            .stderr
-            .contains("standard output is a network socket"),
-        "{output:?}"
-    );
-    assert!(!internet.home().join("ran").exists());
-    Ok(())
-}
-
-#[test]
 fn system_calls_that_lead_around_the_fence_are_refused() -> Result<()> {
     let internet = Internet::new()?;
     let script = "
@@ -416,66 +193,70 @@ print('done')
     Ok(())
 }
 
-#[test]
-fn not_even_root_finds_the_fence_to_take_it_down() -> Result<()> {
-    let internet = Internet::new()?;
-    let script = "
-import os
-print(os.listdir('/sys/fs/bpf'))
-for path in ['/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/sys/fs/cgroup/unified/cgroup.procs',
-             '/sys/fs/cgroup/cgroup.procs']:
-    try: os.close(os.open(path, os.O_WRONLY)); print(path)
-    except OSError: pass
+/// Accepts a connection and, once told to, reads it to its end and says how long it was.
+const READS_LATE: &str = "
+import socket, sys
+s = socket.create_server(('198.51.100.10', 7000))
+print('up', flush=True)
+connection, _ = s.accept()
+sys.stdin.readline()
+length = 0
+while got := len(connection.recv(65536)): length += got
+print(length, flush=True)
 ";
-    let fence = Fence::new(&internet, POLICY)?.user("root");
-    let fenced = fence.run(&["python3", "-c", script])?;
-    assert_eq!(fenced.output.stdout, "[]\n", "{fenced:#?}");
-    assert!(fs::exists("/sys/fs/bpf/jobfence")?, "proves nothing");
-    Ok(())
-}
 
 /// A socket outlives its process: the kernel goes on sending what is left in it, and then too the
 /// fence has to be there.
 #[test]
 fn the_fence_stays_until_the_last_socket_is_gone() -> Result<()> {
     let internet = Internet::new()?;
+    let mut server = internet.net_command("python3");
+    server.args(["-c", READS_LATE]);
+    let mut server = server
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(server.stdout.take().context("no pipe")?).lines();
+    assert_eq!(said.next().context("no server")??, "up");
+
+    // Leaves more than the other end takes.
     let script = "
 import socket
-s = socket.create_connection(('198.51.100.10', 5432))
-s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-s.recv(99)
-# The first segments of a connection are not paced.
-for _ in range(12): s.send(b'x'); s.recv(1)
-# SO_MAX_PACING_RATE, in bytes a second.
-s.setsockopt(socket.SOL_SOCKET, 47, 12)
-s.send(b'y' * 100)
-# What is not read would end the connection at once.
-s.recv(100, socket.MSG_WAITALL)
-s.send(b'z' * 100)
+s = socket.create_connection(('198.51.100.10', 7000))
+s.setblocking(False)
+sent = 0
+try:
+    while True: sent += s.send(b'x' * 65536)
+except BlockingIOError: print(sent)
 ";
     let policy = "
 version: 1
-jobs: {default: {allow: [{cidr: 198.51.100.10/32, ports: [5432]}]}}
+jobs: {default: {allow: [{cidr: 198.51.100.10/32, ports: [7000]}]}}
 ";
     let fenced = Fence::new(&internet, policy)?.run(&["python3", "-c", script])?;
     fenced.assert_code(0);
     let id = fenced.events[0]["job"]["id"].as_str().context("no id")?;
     let pins = format!("/sys/fs/bpf/jobfence/v1/{id}");
-    let orphaned = internet.mark();
     assert!(
         fs::exists(&pins)?,
         "the fence was taken down with a socket left"
     );
-    // It takes about ten seconds, for which `eventually` does not wait.
-    let deadline = Instant::now() + DEADLINE;
-    while fs::exists(&pins)? {
-        assert!(Instant::now() < deadline, "the fence stays for ever");
-        thread::sleep(Duration::from_millis(50));
-    }
+
+    let orphaned = internet.mark();
+    writeln!(server.stdin.take().context("no pipe")?, "read")?;
+    let length = said.next().context("the server ended")??;
+    assert_eq!(length, fenced.output.stdout.trim(), "something was lost");
     assert!(
-        !internet.since(orphaned).is_empty(),
-        "nothing was sent later: proves nothing"
+        internet
+            .since(orphaned)
+            .iter()
+            .any(|packet| packet.len > 99),
+        "nothing was left to send: proves nothing"
     );
+    server.wait()?;
+    eventually("the fence goes with its last socket", || {
+        !fs::exists(&pins).unwrap_or(true)
+    });
     Ok(())
 }
 

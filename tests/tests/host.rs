@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio, id},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use jobfence_tests::{
-    Internet, Output,
+    Cgroup, Foreign, Internet, Output,
     addresses::{BLOCKED, GIT, PKG},
-    binary, eventually, run,
+    binary, eventually, mounted, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -37,12 +37,6 @@ const PROBE: [&str; 3] = [
     "-c",
     "touch ran && exec curl -sS -m 10 https://allowed.test/",
 ];
-
-/// The words that run `script` in a mount namespace of its own, and then what follows them.
-/// `$0` is `argument`.
-fn mounted<'a>(script: &'a str, argument: &'a str) -> [&'a str; 6] {
-    ["unshare", "--mount", "sh", "-ec", script, argument]
-}
 
 /// Writes `policy` to a file that everybody can read.
 fn policy_file(internet: &Internet, policy: impl AsRef<[u8]>) -> String {
@@ -116,79 +110,6 @@ fn events(path: impl AsRef<Path>) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path)?;
     let events: Result<_, _> = text.lines().map(serde_json::from_str).collect();
     events.with_context(|| format!("not JSON lines: {text}"))
-}
-
-/// A cgroup to start jobfence in, and so the only one in which its job's can be. What is left in
-/// it is killed on drop.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let mount = mounts
-            .lines()
-            .find(|line| line.contains(" - cgroup2 "))
-            .and_then(|line| line.split(' ').nth(4))
-            .context("no cgroup v2 hierarchy here")?;
-        let own = fs::read_to_string("/proc/self/cgroup")?;
-        let own = own
-            .lines()
-            .find_map(|line| line.strip_prefix("0::/"))
-            .context("not in a cgroup v2 hierarchy")?;
-        let name = format!("jobfence-tests-{}-{count}", id());
-        let path = Path::new(mount).join(own).join(name);
-        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// The words that start what follows them in this cgroup.
-    fn enter(&self) -> [&str; 4] {
-        let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
-        let path = self.0.to_str().expect("a path in UTF-8");
-        ["sh", "-c", script, path]
-    }
-
-    /// The cgroups below it.
-    fn jobs(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0).expect("the cgroup").flatten();
-        let folders = entries.filter(|entry| entry.path().is_dir());
-        folders.map(|entry| entry.path()).collect()
-    }
-
-    /// The cgroup of the only job in it.
-    #[track_caller]
-    fn job(&self) -> PathBuf {
-        let jobs = self.jobs();
-        let [job] = jobs.as_slice() else {
-            panic!("not one job: {jobs:?}");
-        };
-        job.clone()
-    }
-
-    fn kill(&self) -> io::Result<()> {
-        fs::write(self.0.join("cgroup.kill"), "1")?;
-        eventually("the cgroup is empty", || {
-            fs::read_to_string(self.0.join("cgroup.events"))
-                .is_ok_and(|text| text.contains("populated 0"))
-        });
-        Ok(())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let removed = self.kill().and_then(|()| {
-            for job in self.jobs() {
-                fs::remove_dir(job)?;
-            }
-            fs::remove_dir(&self.0)
-        });
-        if !thread::panicking() {
-            removed.expect("the cgroup can be removed");
-        }
-    }
 }
 
 /// Kills and waits, so that no test leaves a process behind.
@@ -315,52 +236,19 @@ fn without_a_bpf_file_system_nothing_runs() -> Result<()> {
     Ok(())
 }
 
-/// Loads a program that lets every socket be made, and attaches it to the cgroup `argv[1]` with
-/// the flags `argv[2]`, by bpf(2): 0 is for a program that allows none below, 2
-/// (`BPF_F_ALLOW_MULTI`) for one that does.
-const ATTACH: &str = r"
-import ctypes, os, platform, struct, sys
-number = {'x86_64': 321, 'aarch64': 280}[platform.machine()]
-libc = ctypes.CDLL(None, use_errno=True)
-def bpf(command, attr):
-    attr = ctypes.create_string_buffer(attr, 128)
-    result = libc.syscall(number, command, attr, 128)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-# r0 = 1; exit
-code = ctypes.create_string_buffer(bytes([0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0]))
-license = ctypes.create_string_buffer(b'GPL')
-CGROUP_SOCK, INET_SOCK_CREATE, PROG_LOAD, PROG_ATTACH = 9, 2, 5, 8
-load = struct.pack('=IIQQ', CGROUP_SOCK, 2, ctypes.addressof(code), ctypes.addressof(license))
-load += struct.pack('=IIQII16sII', 0, 0, 0, 0, 0, b'', 0, INET_SOCK_CREATE)
-program = bpf(PROG_LOAD, load)
-cgroup = os.open(sys.argv[1], os.O_RDONLY)
-bpf(PROG_ATTACH, struct.pack('=IIII', cgroup, program, INET_SOCK_CREATE, int(sys.argv[2])))
-";
-
 #[test]
 fn below_a_program_that_tolerates_no_other_nothing_runs() -> Result<()> {
-    const ALONE: &str = "0";
-    const MULTI: &str = "2";
     let internet = Internet::new()?;
     let policy = policy_file(&internet, POLICY);
     let options = ["--policy", &policy, "--user", "nobody"];
-    let attached = |cgroup: &Cgroup, flags| -> Result<()> {
-        let mut command = internet.command("python3");
-        let command = command.args(["-c", ATTACH]).arg(&cgroup.0).arg(flags);
-        let output = run(command, DEADLINE)?;
-        ensure!(output.status.success(), "cannot attach: {output:#?}");
-        Ok(())
-    };
     let cgroup = Cgroup::new()?;
-    attached(&cgroup, ALONE)?;
+    cgroup.attach(&Foreign::ALONE)?;
     let said = ["could not attach", "bpftool cgroup tree"];
     refuses(&internet, &cgroup.enter(), &options, 111, &said);
     assert!(cgroup.jobs().is_empty(), "left: {:?}", cgroup.jobs());
 
     let cgroup = Cgroup::new()?;
-    attached(&cgroup, MULTI)?;
+    cgroup.attach(&Foreign::BESIDE)?;
     runs(&internet, &cgroup.enter(), &options);
     assert!(cgroup.jobs().is_empty(), "left: {:?}", cgroup.jobs());
     Ok(())
@@ -1169,7 +1057,7 @@ for address in ADDRESSES['git']: reach('other address, later', (address, port))
 fn two_jobs_at_once_have_nothing_of_each_other() -> Result<()> {
     let internet = Internet::new()?;
     let policy = |name: &str| {
-        let allow = format!("{{host: {name}.test, ports: [8001, 8002]}}");
+        let allow = format!("{{host: {name}.test, ports: [8001, 8002], tls: off}}");
         policy_file(
             &internet,
             format!("version: 1\njobs: {{default: {{allow: [{allow}]}}}}\n"),

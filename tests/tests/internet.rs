@@ -266,6 +266,27 @@ fn questions_are_read_from_the_wire() -> Result<()> {
 }
 
 #[test]
+fn bytes_are_found_across_the_segments_of_one_connection() -> Result<()> {
+    let internet = Internet::new()?;
+    let script = "
+import socket
+for pieces in [(b'jobf', b'ence'), (b'jobf',), (b'ence',)]:
+    s = socket.create_connection(('198.51.100.10', 5432))
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    s.recv(99)
+    for piece in pieces:
+        s.sendall(piece)
+        s.recv(99)
+";
+    succeeds(&internet, &["python3", "-c", script]);
+    let arrived = internet.arrivals();
+    assert_eq!(arrived.carrying(b"jobfence").len(), 1, "{arrived}");
+    assert_eq!(arrived.carrying(b"jobf").len(), 2, "{arrived}");
+    assert_eq!(arrived.carrying(b"fence of").len(), 0, "{arrived}");
+    Ok(())
+}
+
+#[test]
 fn datagrams_are_echoed_and_counted_one_by_one() -> Result<()> {
     let internet = Internet::new()?;
     let script = r"

@@ -1,10 +1,11 @@
 //! `cargo xtask`: everything that a developer or CI does with this repository
 //! beyond plain cargo: bring the machine to what the build needs, build the
-//! kernel object and the binary, run all tests, show the demonstration, fence
-//! real builds, lint.
+//! kernel object and the binary, run all tests, show the demonstration, measure,
+//! fence real builds, lint.
 #![forbid(unsafe_code)]
 
 mod apt;
+mod fuzz;
 mod lint;
 mod object;
 mod registries;
@@ -12,6 +13,7 @@ mod setup;
 mod sh;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::{env, os::unix::process::CommandExt as _, process::ExitCode};
 
@@ -36,6 +38,12 @@ enum Task {
         /// Also what `lint` needs: cargo-deny, clippy and rustfmt.
         #[arg(long)]
         ci: bool,
+        /// Also what `bench` needs: dnsmasq and iperf3.
+        #[arg(long)]
+        bench: bool,
+        /// Also what `vm` needs: qemu and mmdebstrap.
+        #[arg(long)]
+        vm: bool,
     },
     /// Build the kernel object, then the jobfence binary around it.
     Build {
@@ -51,11 +59,59 @@ enum Task {
     },
     /// Set up, build, and show a fenced job at work.
     Demo,
+    /// Set up, build, try every attack without the fence and with it, and print what came of each.
+    ///
+    /// Needs root. `JOBFENCE_BIN` names a jobfence to use in place of a new one. `test` runs the
+    /// same attacks, each as a test of its own.
+    Attack {
+        /// Print tables for a README.
+        #[arg(long)]
+        markdown: bool,
+        /// Try only attacks whose name contains this.
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+    },
+    /// Set up, build, and measure what a fence costs, beside its budgets.
+    ///
+    /// Needs root, and is best run on an idle machine. `JOBFENCE_BIN` names a jobfence to use in
+    /// place of a new one.
+    Bench {
+        /// Only see that it works: few rounds, in half a minute.
+        #[arg(long)]
+        quick: bool,
+        /// Print JSON in place of a table.
+        #[arg(long)]
+        json: bool,
+        /// Measure only that whose name holds this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Set up, build, and fence a real build with each package manager that is installed.
     ///
     /// Needs root and this machine's registries or mirrors: no part of `test`, which needs no
     /// network. `JOBFENCE_BIN` names a jobfence to use in place of a new one.
     Registries,
+    /// Feed the parsers with generated and damaged input.
+    ///
+    /// Some seconds with fixed cases, or `--minutes` of new ones. `test` has a few hundred cases
+    /// of each target. Needs no root.
+    Fuzz {
+        /// How long in all.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: Option<u64>,
+        /// The only target.
+        #[arg(long)]
+        target: Option<fuzz::Target>,
+    },
+    /// Set up, build, and run the end-to-end tests under other kernels, in virtual machines.
+    ///
+    /// Boots Debian's kernels 6.1, 6.12 and the newest two under qemu, without KVM, and runs the
+    /// tests in each. Prints how many instructions each kernel's verifier walked for each program,
+    /// and fails when that is half of what a verifier allows.
+    ///
+    /// Needs root, the Debian mirror that apt uses, four gigabytes in target/vm, and a quarter of
+    /// an hour; no part of `test`. `JOBFENCE_BIN` names a jobfence to use in place of a new one.
+    Vm(vm::Options),
     /// Check format, lints, documentation, licences and advisories.
     Lint,
 }
@@ -72,7 +128,17 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
-        Task::Setup { check, ci } => setup::run(setup::Options { check, ci }),
+        Task::Setup {
+            check,
+            ci,
+            bench,
+            vm,
+        } => setup::run(setup::Options {
+            check,
+            ci,
+            bench,
+            vm,
+        }),
         Task::Build { debug } => build(debug),
         Task::Test { filter } => {
             setup::run(setup::Options::default())?;
@@ -89,6 +155,8 @@ fn run(task: Task) -> Result<()> {
                 .exec();
             Err(error).context("run the demonstration")
         }
+        Task::Attack { markdown, filter } => attack(markdown, filter.as_deref()),
+        Task::Bench { quick, json, only } => bench(quick, json, only.as_deref()),
         Task::Registries => match env::var_os("JOBFENCE_BIN") {
             Some(binary) => registries::run(binary.as_ref()),
             None => {
@@ -97,8 +165,51 @@ fn run(task: Task) -> Result<()> {
                 registries::run(&sh::release_binary())
             }
         },
+        Task::Fuzz { minutes, target } => fuzz::run(fuzz::Options { minutes, target }),
+        Task::Vm(options) => vm::run(&options),
         Task::Lint => lint::run(),
     }
+}
+
+fn attack(markdown: bool, filter: Option<&str>) -> Result<()> {
+    setup::run(setup::Options::default())?;
+    let binary = match env::var_os("JOBFENCE_BIN") {
+        Some(binary) => binary.into(),
+        None => {
+            build(false)?;
+            sh::release_binary()
+        }
+    };
+    let mut attack = sh::cargo();
+    attack
+        .args(["run", "-p", "jobfence-tests", "--bin", "attack", "--"])
+        .args(markdown.then_some("--markdown"))
+        .args(filter.map(|text| text.replace(' ', "_")))
+        .env("JOBFENCE_BIN", binary);
+    sh::run(&mut attack).context("some attacks succeeded, or could not be tried")
+}
+
+fn bench(quick: bool, json: bool, only: Option<&str>) -> Result<()> {
+    setup::run(setup::Options {
+        bench: true,
+        ..setup::Options::default()
+    })?;
+    let binary = match env::var_os("JOBFENCE_BIN") {
+        Some(binary) => binary.into(),
+        None => {
+            build(false)?;
+            sh::release_binary()
+        }
+    };
+    let mut bench = sh::cargo();
+    bench
+        .args(["run", "--release", "-p", "jobfence-tests", "--bin", "bench"])
+        .arg("--")
+        .args(quick.then_some("--quick"))
+        .args(json.then_some("--json"))
+        .args(only.map(|text| format!("--only={text}")))
+        .env("JOBFENCE_BIN", binary);
+    sh::run(&mut bench).context("measure")
 }
 
 /// Builds the kernel object and then the binary, which embeds it.

@@ -25,6 +25,10 @@ pub(crate) struct Options {
     pub(crate) check: bool,
     /// Also what only `lint` needs.
     pub(crate) ci: bool,
+    /// Also what only `bench` needs.
+    pub(crate) bench: bool,
+    /// Also what only `vm` needs.
+    pub(crate) vm: bool,
 }
 
 const BPF_LINKER: &str = "0.13.0";
@@ -64,7 +68,7 @@ impl Tool {
 }
 
 /// The linker and headers for Rust, and the clients and tools that the tests drive.
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 25] = [
     Tool::command("cc", "gcc"),
     Tool::file("/usr/include/stdio.h", "libc6-dev"),
     Tool::file("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
@@ -76,9 +80,23 @@ const TOOLS: [Tool; 15] = [
     Tool::command("curl", "curl"),
     Tool::command("wget", "wget"),
     Tool::command("python3", "python3"),
+    Tool::file(
+        "/usr/lib/python3/dist-packages/pip/__main__.py",
+        "python3-pip",
+    ),
     Tool::command("node", "nodejs"),
     Tool::command("openssl", "openssl"),
     Tool::command("dig", "bind9-dnsutils"),
+    Tool::command("socat", "socat"),
+    // What attacks are made with.
+    Tool::command("ncat", "ncat"),
+    Tool::command("nmap", "nmap"),
+    Tool::command("ping", "iputils-ping"),
+    Tool::file("/usr/sbin/hping3", "hping3"),
+    Tool::file("/usr/sbin/iodine", "iodine"),
+    Tool::command("proxychains4", "proxychains4"),
+    Tool::command("microsocks", "microsocks"),
+    Tool::command("gtlsclient", "ngtcp2-client"),
     Tool {
         name: "bpftool",
         // Ubuntu's is a script that fails without the package for the running kernel.
@@ -88,6 +106,29 @@ const TOOLS: [Tool; 15] = [
         package: "bpftool",
     },
 ];
+
+/// What fences are measured with and against.
+const BENCH_TOOLS: [Tool; 2] = [
+    Tool::command("iperf3", "iperf3"),
+    Tool::command("dnsmasq", "dnsmasq-base"),
+];
+
+/// What virtual machines are made with.
+const VM_TOOLS: [Tool; 5] = [
+    Tool::command("qemu-system-x86_64", "qemu-system-x86"),
+    Tool::command("mmdebstrap", "mmdebstrap"),
+    Tool::command("mkfs.ext4", "e2fsprogs"),
+    Tool::command("depmod", "kmod"),
+    Tool::file(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
+/// The packages with what tests need of the machine that they run on.
+pub(crate) fn test_packages() -> impl Iterator<Item = &'static str> {
+    TOOLS.iter().map(|tool| tool.package)
+}
 
 /// One step of a plan.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,7 +157,7 @@ struct Machine {
 
 /// Reports what is missing and, unless only asked to check, installs it.
 pub(crate) fn run(options: Options) -> Result<()> {
-    let mut machine = Machine::look(options.ci);
+    let mut machine = Machine::look(options);
     machine.report();
     if machine.complete() {
         eprintln!("setup: nothing is missing");
@@ -137,7 +178,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
     if options.check && !plan.is_empty() {
         show(&plan);
         let ci = if options.ci { " --ci" } else { "" };
-        bail!("something is missing: run `cargo xtask setup{ci}`");
+        let bench = if options.bench { " --bench" } else { "" };
+        let vm = if options.vm { " --vm" } else { "" };
+        bail!("something is missing: run `cargo xtask setup{ci}{bench}{vm}`");
     }
     if takes_packages(&plan) && !sh::is_root() {
         show(&plan);
@@ -146,7 +189,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 
     while let Some(step) = plan.first() {
         sh::run(&mut step.command())?;
-        machine = Machine::look(options.ci);
+        machine = Machine::look(options);
         let next = machine.plan(&Apt::ask())?;
         if next.first() == Some(step) {
             machine.report();
@@ -175,7 +218,8 @@ fn show(plan: &[Step]) {
 }
 
 impl Machine {
-    fn look(ci: bool) -> Self {
+    fn look(options: Options) -> Self {
+        let Options { ci, bench, vm, .. } = options;
         let survey = Survey::take();
         let answers = |args: [&str; 2]| sh::ask(sh::cargo().args(args)).is_some();
         let ebpf_clippy = ci
@@ -188,7 +232,12 @@ impl Machine {
                         .exists()
             });
         Self {
-            tools: TOOLS.iter().filter(|tool| !(tool.present)(tool)).collect(),
+            tools: TOOLS
+                .iter()
+                .chain(bench.then_some(&BENCH_TOOLS).into_iter().flatten())
+                .chain(vm.then_some(&VM_TOOLS).into_iter().flatten())
+                .filter(|tool| !(tool.present)(tool))
+                .collect(),
             deny: ci && !answers(["deny", "--version"]),
             components: ci && !(answers(["fmt", "--version"]) && answers(["clippy", "--version"])),
             ebpf_clippy,

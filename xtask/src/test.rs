@@ -84,10 +84,10 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
 
 /// Results of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
+pub(crate) struct Tally {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) ignored: usize,
 }
 
 impl AddAssign for Tally {
@@ -126,7 +126,7 @@ fn tee(command: &mut Command) -> Result<(ExitStatus, Tally)> {
 
 /// Adds up libtest's closing lines:
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`.
-fn count_results(output: &str) -> Tally {
+pub(crate) fn count_results(output: &str) -> Tally {
     let mut tally = Tally::default();
     for line in output.lines() {
         let Some((_, counts)) = line

@@ -1,6 +1,6 @@
 //! The decision.
 
-use crate::{Addr, DNS_PORT, Flow, Grants, Job, JobState, Reason, proto};
+use crate::{Addr, Checks, DNS_PORT, Flow, Grants, Job, JobState, Reason, proto};
 
 /// Who listens at a loopback destination. Plain numbers, since verifiers before Linux 6.7 can
 /// lose a live branch of a `match` on an enum (<https://github.com/aya-rs/aya/issues/1584>).
@@ -14,6 +14,25 @@ impl Peer {
     pub const INSIDE: Self = Self(1);
     /// A socket of anybody else.
     pub const OUTSIDE: Self = Self(2);
+}
+
+/// A decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Allowed or denied, and why.
+    pub reason: Reason,
+    /// What an allowed connection has to show still.
+    pub checks: Checks,
+}
+
+impl From<Reason> for Verdict {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            checks: Checks::NONE,
+        }
+    }
 }
 
 /// What a decision asks of the world, so that the kernel and a test can each answer in their own
@@ -31,37 +50,40 @@ pub trait Rules {
 /// loopback, then the rules. In audit mode the answer is the same; whether it is enforced is the
 /// caller's affair.
 #[inline(always)]
-pub fn decide<R: Rules>(flow: &Flow, job: &Job, rules: &R) -> Reason {
+pub fn decide<R: Rules>(flow: &Flow, job: &Job, rules: &R) -> Verdict {
     if job.state == JobState::CLOSED {
-        return Reason::CLOSED;
+        return Reason::CLOSED.into();
     }
     let has_ports = flow.proto == proto::TCP || flow.proto == proto::UDP;
     if has_ports && job.is_resolver(flow) {
-        return Reason::RESOLVER;
+        return Reason::RESOLVER.into();
     }
     if has_ports && flow.port == DNS_PORT {
-        return Reason::RESOLVER_BYPASS;
+        return Reason::RESOLVER_BYPASS.into();
     }
     if has_ports && flow.dst.is_loopback() {
         let peer = rules.peer(flow);
         if peer != Peer::OUTSIDE {
             // Nobody: the kernel answers with a reset or an ICMP error that never leaves.
-            return Reason::INSIDE;
+            return Reason::INSIDE.into();
         }
     }
     let Some(grants) = rules.grants(&flow.dst) else {
-        return unnamed(flow, has_ports);
+        return unnamed(flow, has_ports).into();
     };
-    if grants.contains(flow.proto, flow.port) {
-        return Reason::ALLOWED;
+    if let Some(checks) = grants.checks(flow.proto, flow.port) {
+        return Verdict {
+            reason: Reason::ALLOWED,
+            checks,
+        };
     }
     if grants.is_empty() {
-        return unnamed(flow, has_ports);
+        return unnamed(flow, has_ports).into();
     }
     if !has_ports || grants.contains_port(flow.port) {
-        return Reason::PROTOCOL;
+        return Reason::PROTOCOL.into();
     }
-    Reason::PORT
+    Reason::PORT.into()
 }
 
 /// One word for an attempt and what was said of it, to know a repetition by. Keyed, so that a job
@@ -167,7 +189,7 @@ mod tests {
             ("127.0.0.1", 443, proto::TCP, https(), Reason::ALLOWED),
             ("127.0.0.1", 80, proto::TCP, https(), Reason::PORT),
         ] {
-            let got = decide(&flow(dst, port, proto), &JOB, &rules);
+            let got = decide(&flow(dst, port, proto), &JOB, &rules).reason;
             assert_eq!(got, reason, "{dst} {port}: {}", got.word());
         }
         for (dst, reason) in [
@@ -180,7 +202,7 @@ mod tests {
         ] {
             for rules in [None, Some(Grants::NONE)].map(|grants| Everywhere(grants, Peer::OUTSIDE))
             {
-                let got = decide(&flow(dst, 80, proto::TCP), &JOB, &rules);
+                let got = decide(&flow(dst, 80, proto::TCP), &JOB, &rules).reason;
                 assert_eq!(got, reason, "{dst}: {}", got.word());
             }
         }
@@ -189,19 +211,19 @@ mod tests {
     #[test]
     fn loopback_is_free_inside_the_job_only() {
         let flow = flow("127.0.0.1", 8080, proto::TCP);
-        let with = |peer| decide(&flow, &JOB, &Everywhere(None, peer));
+        let with = |peer| decide(&flow, &JOB, &Everywhere(None, peer)).reason;
         assert_eq!(with(Peer::INSIDE), Reason::INSIDE);
         assert_eq!(with(Peer::NONE), Reason::INSIDE);
         assert_eq!(with(Peer::OUTSIDE), Reason::LOOPBACK);
         // Elsewhere the peer does not matter.
         let away = Flow::new(addr("198.51.100.1"), 8080, proto::TCP);
-        let verdict = decide(&away, &JOB, &Everywhere(None, Peer::INSIDE));
+        let verdict = decide(&away, &JOB, &Everywhere(None, Peer::INSIDE)).reason;
         assert_eq!(verdict, Reason::NO_RULE);
     }
 
     #[test]
     fn a_job_without_a_resolver_for_a_family_has_none_at_port_0() {
-        let verdict = decide(&flow("::1", 0, proto::UDP), &JOB, &https());
+        let verdict = decide(&flow("::1", 0, proto::UDP), &JOB, &https()).reason;
         assert_eq!(verdict, Reason::PORT);
     }
 
@@ -229,14 +251,14 @@ mod tests {
         fn a_closed_job_reaches_nothing(word: u128, port: u16, proto: u8) {
             let closed = Job { state: JobState::CLOSED, ..JOB };
             let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), port, proto);
-            prop_assert_eq!(decide(&flow, &closed, &everything()), Reason::CLOSED);
+            prop_assert_eq!(decide(&flow, &closed, &everything()), Reason::CLOSED.into());
         }
 
         #[test]
         fn no_rule_opens_the_way_to_another_dns_server(word: u128, tcp: bool) {
             let proto = if tcp { proto::TCP } else { proto::UDP };
             let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), 53, proto);
-            prop_assert_eq!(decide(&flow, &JOB, &everything()), Reason::RESOLVER_BYPASS);
+            prop_assert_eq!(decide(&flow, &JOB, &everything()), Reason::RESOLVER_BYPASS.into());
         }
 
         #[test]
@@ -244,7 +266,7 @@ mod tests {
             let range = PortRange::new(proto::TCP, first, last);
             let rules = Everywhere(Grants::new(&[range]), Peer::OUTSIDE);
             let flow = Flow::new(IpAddr::from(word.to_be_bytes()).into(), port, proto);
-            let allowed = decide(&flow, &JOB, &rules) == Reason::ALLOWED;
+            let allowed = decide(&flow, &JOB, &rules).reason == Reason::ALLOWED;
             prop_assert_eq!(allowed, range.contains(proto, port) && port != 53);
         }
 

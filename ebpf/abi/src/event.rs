@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::Flow;
+use crate::{Addr, Fault, Flow, NAME_ROOM};
 
 /// Length of a command name, its terminating zero included (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -34,6 +34,49 @@ pub struct Event {
     pub uid: u32,
     /// Command name.
     pub comm: [u8; COMM_LEN],
+    /// The socket's cookie (`bpf_get_socket_cookie`), by which sock_diag knows it; 0 where no
+    /// packet was seen.
+    pub cookie: u64,
+    /// Where the packet comes from; zeros where no packet was seen.
+    pub source: Addr,
+    /// Its port, host byte order.
+    pub source_port: u16,
+    /// For [`Hook::TLS`] and [`Hook::HTTP`]: what is wrong with the name.
+    pub fault: Fault,
+    /// For those two: the length of the name in [`NamedEvent`], in bytes.
+    pub name_len: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// An attempt with the name that the connection's payload gave. The ring buffer holds records of
+/// two lengths; this is the longer one.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NamedEvent {
+    /// The attempt.
+    pub event: Event,
+    /// The name in lower case, its last byte first, at the end of the room.
+    pub name: [u8; NAME_ROOM],
+}
+
+impl NamedEvent {
+    /// The bytes of the name, in order.
+    pub fn name(&self) -> impl Iterator<Item = u8> + use<'_> {
+        let length = usize::from(self.event.name_len);
+        self.name.iter().rev().take(length).copied()
+    }
+}
+
+/// Reads a record of the ring buffer: an attempt, and the longer form of it if that is what it is.
+/// `None` when the record has neither length.
+#[must_use]
+pub fn decode(record: &[u8]) -> Option<(Event, Option<NamedEvent>)> {
+    if let Ok(event) = Event::read_from_bytes(record) {
+        return Some((event, None));
+    }
+    let named = NamedEvent::read_from_bytes(record).ok()?;
+    Some((named.event, Some(named)))
 }
 
 /// The place in the kernel that saw an attempt.
@@ -48,6 +91,10 @@ impl Hook {
     pub const PACKET: Self = Self(2);
     /// `socket()`.
     pub const SOCKET: Self = Self(3);
+    /// The first payload of a connection on which TLS is checked.
+    pub const TLS: Self = Self(4);
+    /// A request on a connection on which HTTP is checked.
+    pub const HTTP: Self = Self(5);
 }
 
 /// Why an attempt was allowed or denied.
@@ -107,9 +154,15 @@ reasons! {
     /// A Multipath TCP socket: its subflows would each need a verdict of their own. Programs that
     /// ask for one go on with TCP, so it is no violation.
     MPTCP = 27, "mptcp";
+    /// A socket of a family that no job may use.
+    FAMILY = 31, "family";
     /// An answer to a connection that somebody outside the job opened. The job did not try
     /// anything, so it is no violation.
     INBOUND = 30, "inbound";
+    /// A connection that is not TLS for an allowed server name.
+    SNI = 33, "sni";
+    /// A request that is not HTTP for an allowed host.
+    HOST_HEADER = 34, "host-header";
     /// The job has no policy yet, or none any more.
     CLOSED = 28, "closed";
     /// The event found no room: what cannot be logged does not leave.
@@ -146,7 +199,9 @@ impl Reason {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Event>() == 64);
+    assert!(size_of::<Event>() == 96);
     assert!(offset_of!(Event, flow) == 16);
     assert!(offset_of!(Event, comm) == 48);
+    assert!(offset_of!(Event, source) == 72);
+    assert!(size_of::<NamedEvent>() == 96 + NAME_ROOM);
 };

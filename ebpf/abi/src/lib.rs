@@ -20,15 +20,19 @@
 mod addr;
 mod decide;
 mod event;
+mod family;
 mod maps;
+mod stream;
 
 pub use addr::Addr;
-pub use decide::{Peer, Rules, decide, digest};
-pub use event::{COMM_LEN, Event, Hook, Reason};
+pub use decide::{Peer, Rules, Verdict, decide, digest};
+pub use event::{COMM_LEN, Event, Hook, NamedEvent, Reason, decode};
+pub use family::{AF_NETLINK, FAMILIES, NETLINK, is_family_allowed};
 pub use maps::{
-    Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_JOBS, MAX_RANGES,
-    PortRange, RING_BYTES, Redirect, Socket,
+    Checks, Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_JOBS,
+    MAX_NAMES, MAX_RANGES, PortRange, RING_BYTES, Redirect, Socket,
 };
+pub use stream::{Bytes, Fault, NAME_KEY_LEN, NAME_ROOM, NameKey, Step, Stream};
 
 /// Version of everything in this crate. It is part of the path under which maps and links are
 /// pinned, so that an agent never opens maps that another layout wrote.

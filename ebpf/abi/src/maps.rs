@@ -11,7 +11,10 @@ pub const MAX_JOBS: u32 = 1024;
 /// Addresses and prefixes that one job can hold.
 pub const MAX_ADDRESSES: u32 = 65_536;
 
-/// Disjoint port ranges that one address can hold.
+/// Names and wildcards that one job can hold.
+pub const MAX_NAMES: u32 = 16_384;
+
+/// Disjoint port ranges that one address or name can hold.
 pub const MAX_RANGES: usize = 16;
 
 /// Bytes of the ring buffer, a power of two and a multiple of the page size.
@@ -64,8 +67,48 @@ pub struct PortRange {
     pub last: u16,
     /// IP protocol number.
     pub proto: u8,
-    /// Zero; room for what a rule asks of the payload.
-    pub flags: u8,
+    /// What a connection to these ports must begin with.
+    pub checks: Checks,
+}
+
+/// What the payload of a connection has to say of the name that it is for, as bits. With both of
+/// them, either will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Checks(pub u8);
+
+impl Checks {
+    /// Nothing: the address was allowed for itself, or a rule says `tls: off`.
+    pub const NONE: Self = Self(0);
+    /// A TLS ClientHello with the server name of an allowed host.
+    pub const TLS: Self = Self(1);
+    /// HTTP requests, each with the Host header of an allowed host.
+    pub const HTTP: Self = Self(2);
+
+    /// Whether nothing is asked.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `self` has a bit of `other`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// What two rules for the same ports ask: nothing if one of them asks nothing, since its
+    /// connections cannot be told from those of the other, else what either accepts.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        if self.is_none() || other.is_none() {
+            Self::NONE
+        } else {
+            Self(self.0 | other.0)
+        }
+    }
 }
 
 impl PortRange {
@@ -74,7 +117,7 @@ impl PortRange {
         first: 1,
         last: 0,
         proto: 0,
-        flags: 0,
+        checks: Checks::NONE,
     };
 
     /// The ports from `first` to `last`, host byte order, both included.
@@ -84,8 +127,14 @@ impl PortRange {
             first,
             last,
             proto,
-            flags: 0,
+            checks: Checks::NONE,
         }
+    }
+
+    /// The same ports, with connections to them checked.
+    #[must_use]
+    pub const fn checked(self, checks: Checks) -> Self {
+        Self { checks, ..self }
     }
 
     /// Whether the range holds `port` of `proto`.
@@ -127,11 +176,15 @@ impl Grants {
     // The next three are functions of their own in the programs too: unrolled into each hook,
     // their loops need more stack than a program has (512 bytes).
 
-    /// Whether some range holds `port` of `proto`.
+    /// What the range that holds `port` of `proto` asks of a connection; `None` when none holds
+    /// it. Ranges are disjoint.
     #[must_use]
     #[inline(never)]
-    pub fn contains(&self, proto: u8, port: u16) -> bool {
-        self.ranges.iter().any(|range| range.contains(proto, port))
+    pub fn checks(&self, proto: u8, port: u16) -> Option<Checks> {
+        self.ranges
+            .iter()
+            .find(|range| range.contains(proto, port))
+            .map(|range| range.checks)
     }
 
     /// Whether some range holds `port`, of whatever protocol.
@@ -224,6 +277,10 @@ pub struct Socket {
     pub generation: u32,
     /// The flow of a TCP connection that is let through; [`Flow::NONE`] for none.
     pub allowed: Flow,
+    /// What that connection's payload still has to show.
+    pub checks: Checks,
+    /// Zero.
+    pub pad: [u8; 7],
     /// Process (thread group) id of the process that last used the socket, in the initial
     /// process id namespace.
     pub pid: u32,
@@ -233,6 +290,25 @@ pub struct Socket {
     pub comm: [u8; COMM_LEN],
     /// Where the question went before it was sent to the job's resolver.
     pub redirect: Redirect,
+}
+
+impl Socket {
+    /// A socket of which nothing is known.
+    pub const NONE: Self = Self {
+        reported: 0,
+        job: 0,
+        generation: 0,
+        allowed: Flow::NONE,
+        checks: Checks::NONE,
+        pad: [0; 7],
+        pid: 0,
+        uid: 0,
+        comm: [0; COMM_LEN],
+        redirect: Redirect {
+            addr: Addr { words: [0; 4] },
+            port: 0,
+        },
+    };
 }
 
 /// The destination that a process asked for, kept to be shown to it where it asks who answered.
@@ -282,7 +358,7 @@ const _: () = {
     assert!(size_of::<Job>() == 24 && offset_of!(Job, resolver_v4) == 8);
     assert!(size_of::<Counters>() == 16 && align_of::<Counters>() == 8);
     assert!(size_of::<Redirect>() == 20);
-    assert!(size_of::<Socket>() == 80 && offset_of!(Socket, redirect) == 60);
+    assert!(size_of::<Socket>() == 88 && offset_of!(Socket, redirect) == 68);
     assert!(size_of::<ClientKey>() == 8 && size_of::<Client>() == 24);
     assert!(RING_BYTES.is_power_of_two());
 };

@@ -4,11 +4,13 @@
 //! - [`names`]: the job's resolver, which turns the names that the policy allows into addresses
 //! - [`job`]: the job itself: its cgroup, its processes, its start and its end
 //! - [`audit`]: the record of what the job tried
+//! - [`doctor`]: what of this a host can do
 //!
 //! What may leave is the business of [`jobfence_policy`]; what a person sees, of the command line.
 #![deny(unsafe_code)]
 
 pub mod audit;
+pub mod doctor;
 pub mod job;
 pub mod kernel;
 pub mod names;

@@ -49,6 +49,69 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     }
 }
 
+/// Makes an io_uring of one entry (io_uring_setup(2)), to see whether one can be made.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn io_uring_setup() -> io::Result<OwnedFd> {
+    // `struct io_uring_params`, 120 bytes.
+    let mut params = [0_u64; 15];
+    // SAFETY: the call reads and writes the parameters only, which live until it returns.
+    let made = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    new_descriptor(made)
+}
+
+/// Keeps the calling thread, and all that it starts, from abstract Unix sockets of processes
+/// outside, and from sending those signals
+/// ([landlock(7)](https://man7.org/linux/man-pages/man7/landlock.7.html), Linux 6.12). Needs
+/// `no_new_privs`. On a kernel without it, or with Landlock off, does nothing.
+///
+/// # Errors
+///
+/// What a kernel that has it says.
+pub(crate) fn scope() -> io::Result<()> {
+    /// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL` of `linux/landlock.h`.
+    const SCOPED: u64 = 1 | 1 << 1;
+    /// `struct landlock_ruleset_attr`: file and network accesses that are handled, then what is
+    /// scoped.
+    const ATTRIBUTES: [u64; 3] = [0, 0, SCOPED];
+
+    // SAFETY: the call reads the attributes, and no more of them than their size.
+    let made = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            ATTRIBUTES.as_ptr(),
+            size_of_val(&ATTRIBUTES),
+            0,
+        )
+    };
+    let rules = match new_descriptor(made) {
+        Ok(rules) => rules,
+        Err(error) => {
+            return match error.raw_os_error() {
+                // None; off; one that knows of fewer attributes, or of fewer scopes.
+                Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::E2BIG | libc::EINVAL) => Ok(()),
+                _ => Err(error),
+            };
+        }
+    };
+    // SAFETY: the call only reads what the descriptor, which is open, stands for.
+    match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The descriptor that a system call has just made, or its error.
+fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    match libc::c_int::try_from(result) {
+        // SAFETY: it is open, and nobody else knows of it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Whether the pinned cgroup link at `path` is attached to nothing any more: its cgroup is removed
 /// and the last socket of it is gone (`bpf_cgroup_link_auto_detach`).
 ///
@@ -80,10 +143,56 @@ pub(crate) fn is_detached(path: &Path) -> io::Result<bool> {
     Ok(info[CGROUP_ID] == 0)
 }
 
-/// bpf(2), for commands whose attributes are two words.
-fn bpf(command: libc::c_int, attributes: &mut [u64; 2]) -> io::Result<libc::c_int> {
-    // SAFETY: the two commands above read and write only the attributes and what they point to,
-    // which the caller keeps alive for the call.
+/// Programs that are attached to a cgroup for one kind of event.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// How: 0 for a program that tolerates no other, `BPF_F_ALLOW_OVERRIDE` (1) or
+    /// `BPF_F_ALLOW_MULTI` (2). 0 also where there is none.
+    pub(crate) flags: u32,
+    /// Their ids.
+    pub(crate) programs: Vec<u32>,
+}
+
+/// What is attached to `cgroup` itself for `attach_type` (`enum bpf_attach_type`).
+///
+/// # Errors
+///
+/// What bpf(2) says: `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a type that the kernel lacks.
+pub(crate) fn attached(cgroup: &impl AsFd, attach_type: u32) -> io::Result<Attached> {
+    /// A command of bpf(2).
+    const PROG_QUERY: libc::c_int = 16;
+    /// Programs that one cgroup can have of one type (`BPF_CGROUP_MAX_PROGS` of the kernel).
+    const MOST: u32 = 64;
+
+    let mut programs = vec![0_u32; MOST as usize];
+    let fd = u64::from(cgroup.as_fd().as_raw_fd().unsigned_abs());
+    // `union bpf_attr.query`: `target_fd` and `attach_type`, `query_flags` and `attach_flags`,
+    // `prog_ids`, `prog_cnt` and padding, then what later kernels know, up to `revision`. Halves of
+    // a word are in the order of a little-endian machine.
+    let mut query = [0_u64; 8];
+    query[0] = fd | u64::from(attach_type) << 32;
+    query[2] = programs.as_mut_ptr() as u64;
+    query[3] = u64::from(MOST);
+    bpf(PROG_QUERY, &mut query)?;
+    let [_, flags] = halves(query[1]);
+    let [count, _] = halves(query[3]);
+    programs.truncate(count as usize);
+    Ok(Attached { flags, programs })
+}
+
+/// The lower and the upper half of a word.
+fn halves(word: u64) -> [u32; 2] {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves are what is wanted"
+    )]
+    [word as u32, (word >> 32) as u32]
+}
+
+/// bpf(2).
+fn bpf(command: libc::c_int, attributes: &mut [u64]) -> io::Result<libc::c_int> {
+    // SAFETY: the commands above read and write only the attributes and what they point to, as far
+    // as they say, and the caller keeps that alive for the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -4,6 +4,7 @@
 //! `jobfence-agent` and `jobfence-policy`.
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod policy;
 mod report;
 mod run;
@@ -27,6 +28,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArguments),
+    Doctor(doctor::DoctorArguments),
 }
 
 fn main() -> ExitCode {
@@ -43,5 +45,6 @@ fn main() -> ExitCode {
     report::init_diagnostics();
     match arguments.command {
         Command::Run(arguments) => run::run(arguments).report(),
+        Command::Doctor(arguments) => doctor::doctor(&arguments).report(),
     }
 }

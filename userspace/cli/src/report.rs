@@ -1,12 +1,14 @@
 //! What a person sees, on standard error: standard output is the command's own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt::{self, Write as _},
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal, Write as _},
+    net::IpAddr,
 };
 
 use anyhow::Error;
+use jobfence_abi::Fault;
 use jobfence_agent::{
     audit::{
         event::{Event, Kind, ProcessInfo, Verdict},
@@ -40,12 +42,7 @@ pub(crate) fn error(error: &Error) {
 
 /// Prints the report of a job.
 pub(crate) fn print(outcome: &Outcome) {
-    let style = if io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        Style::Colour
-    } else {
-        Style::Plain
-    };
-    emit(&render(outcome, style));
+    emit(&render(outcome, Style::of(&io::stderr())));
 }
 
 /// A report that cannot be written changes nothing of the verdict.
@@ -53,29 +50,39 @@ fn emit(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
+/// How text is shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Style {
+pub(crate) enum Style {
     Plain,
     Colour,
 }
 
 impl Style {
-    fn paint(self, code: &str, text: impl fmt::Display) -> String {
+    /// Colour on a terminal only, and there unless `NO_COLOR` is set.
+    pub(crate) fn of(stream: &impl IsTerminal) -> Self {
+        if stream.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+            Self::Colour
+        } else {
+            Self::Plain
+        }
+    }
+
+    pub(crate) fn paint(self, code: &str, text: impl fmt::Display) -> String {
         match self {
             Self::Plain => text.to_string(),
             Self::Colour => format!("\x1b[{code}m{text}\x1b[0m"),
         }
     }
 
-    fn red(self, text: impl fmt::Display) -> String {
+    pub(crate) fn red(self, text: impl fmt::Display) -> String {
         self.paint("1;31", text)
     }
 
-    fn green(self, text: impl fmt::Display) -> String {
+    pub(crate) fn green(self, text: impl fmt::Display) -> String {
         self.paint("32", text)
     }
 
-    fn dim(self, text: impl fmt::Display) -> String {
+    pub(crate) fn dim(self, text: impl fmt::Display) -> String {
         self.paint("2", text)
     }
 }
@@ -90,14 +97,24 @@ struct Group<'a> {
 
 /// Attempts that belong together are shown together: what they were after, and why not.
 fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
+    // A connection that said which name it was for is not told of twice.
+    let told: HashSet<_> = summary
+        .tallies
+        .iter()
+        .filter(|tally| matches!(tally.event.kind, Kind::Tls | Kind::Http))
+        .filter_map(|tally| address(&tally.event))
+        .collect();
     let mut places: BTreeMap<(String, &str), usize> = BTreeMap::new();
     let mut groups: Vec<Group<'_>> = Vec::new();
     for Tally { event, count, .. } in &summary.tallies {
         if event.verdict != verdict || event.kind == Kind::Job {
             continue;
         }
-        // The question for an allowed name is only the way to it.
-        if verdict == Verdict::Allow && event.kind == Kind::Dns {
+        // The question for an allowed name is only the way to it, and so is a connection.
+        let is_way = event.kind == Kind::Dns
+            || event.kind == Kind::Connect
+                && address(event).is_some_and(|address| told.contains(&address));
+        if verdict == Verdict::Allow && is_way {
             continue;
         }
         let place = *places
@@ -123,6 +140,12 @@ fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
         }
     }
     groups
+}
+
+/// The address and port of an attempt.
+fn address(event: &Event) -> Option<(IpAddr, u16)> {
+    let dst = event.dst.as_ref()?;
+    dst.ip.zip(dst.port)
 }
 
 /// What an attempt was after, in a few words.
@@ -154,8 +177,9 @@ fn destination(event: &Event) -> String {
 }
 
 /// What a reason means to someone who meets it for the first time.
-fn meaning(event: &Event) -> &'static str {
+fn meaning(event: &Event) -> &str {
     match event.reason {
+        "sni" | "host-header" => event.message.as_deref().unwrap_or("refused by its name"),
         "name" => "no rule allows the name",
         "denied" => "a deny rule refuses it",
         "no-rule" => "no rule allows the address",
@@ -175,6 +199,7 @@ fn meaning(event: &Event) -> &'static str {
         "private-address" => "the name leads to a private address",
         "audit-loss" => "more attempts than could be logged",
         "limit" => "a limit of the job",
+        "family" => "a socket of a family that no build needs",
         "closed" => "the job had no policy",
         _ => "refused",
     }
@@ -197,6 +222,22 @@ fn suggestion(event: &Event) -> Option<String> {
         "private-address" => {
             let name = &event.dns.as_ref()?.qname;
             Some(format!("- {{host: {name}, private: true}}"))
+        }
+        "sni" | "host-header" => {
+            let dst = event.dst.as_ref()?;
+            let (name, port) = (dst.name.as_ref()?, dst.port?);
+            let is_tls = event.reason == "sni";
+            let key = if is_tls { "tls" } else { "http" };
+            let rest = if event.message.as_deref() != Some(Fault::NAME.text()) {
+                format!(", {key}: off")
+            } else if is_tls && port == 443 {
+                return Some(format!("- host: {name}"));
+            } else if is_tls || port == 80 {
+                String::new()
+            } else {
+                ", http: verify".to_owned()
+            };
+            Some(format!("- {{host: {name}, ports: [{port}]{rest}}}"))
         }
         "no-rule" | "port" | "loopback" | "metadata" | "protocol" => {
             let dst = event.dst.as_ref()?;

@@ -3,7 +3,7 @@
 //! This is the grammar: it builds [`Rule`]s with their places and knows nothing of what they
 //! mean together. `policies/schema.json` says the same to editors; a test compares the keys.
 
-use jobfence_abi::{MAX_RANGES, PortRange};
+use jobfence_abi::{MAX_RANGES, PortRange, proto};
 
 use crate::error::{At, Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
 use crate::policy::{Mode, OnViolation};
@@ -16,19 +16,13 @@ pub(crate) const TOP_KEYS: &[&str] = &["version", "mode", "on_violation", "jobs"
 /// Keys of a job.
 pub(crate) const JOB_KEYS: &[&str] = &["extends", "allow", "deny"];
 /// Keys of an `allow` rule.
-pub(crate) const ALLOW_KEYS: &[&str] = &["host", "cidr", "ports", "reason", "owner", "private"];
+pub(crate) const ALLOW_KEYS: &[&str] = &[
+    "host", "cidr", "ports", "tls", "http", "reason", "owner", "private",
+];
 /// Keys of a `deny` rule.
 pub(crate) const DENY_KEYS: &[&str] = &["host", "cidr", "ports", "reason", "owner", "fail"];
 /// Keys of the language that this version does not know how to honour yet.
-const LATER_KEYS: &[&str] = &[
-    "tls",
-    "http",
-    "dns_types",
-    "log",
-    "expires",
-    "use",
-    "protocol",
-];
+const LATER_KEYS: &[&str] = &["dns_types", "log", "expires", "use", "protocol"];
 
 /// Where keys may stand.
 const PLACES: [(&str, &[&str]); 4] = [
@@ -249,6 +243,8 @@ fn read_rule(
     let mut reason = None;
     let mut owner = None;
     let mut private = None;
+    let mut tls = None;
+    let mut http = None;
     let mut fail = true;
     reader.map(
         node,
@@ -285,10 +281,12 @@ fn read_rule(
                         target::cidr,
                     )?)
                 }
-                "ports" => ports = Some(read_ports(reader, at, &value)?),
+                "ports" => ports = Some((read_ports(reader, at, &value)?, at)),
                 "reason" => reason = Some(prose(value)?),
                 "owner" => owner = Some(prose(value)?),
                 "private" => private = Some((value.boolean()?, at)),
+                "tls" => tls = Some((read_check(value)?, at)),
+                "http" => http = Some((read_check(value)?, at)),
                 _ => fail = value.boolean()?,
             }
             Ok(())
@@ -308,10 +306,9 @@ fn read_rule(
         .hint("remove it")
         .at(at));
     }
-    let ports = match (ports, list) {
-        (Some(ports), _) => ports,
-        (None, List::Allow) => vec![ports::HTTPS],
-        (None, List::Deny) => Vec::new(),
+    let ports = match list {
+        List::Allow => allowed_ports(&target, ports, tls, http, node.at)?,
+        List::Deny => ports.map_or_else(Vec::new, |(ports, _)| ports),
     };
     Ok(Rule {
         target,
@@ -322,6 +319,61 @@ fn read_rule(
         fail,
         location,
     })
+}
+
+/// `verify` or `off`.
+fn read_check(value: Node<'_>) -> Result<bool, Problem> {
+    word(value, &[("verify", true), ("off", false)])
+}
+
+/// The ports of an `allow` rule, with what the rule asks of connections to them.
+fn allowed_ports(
+    target: &Target,
+    ports: Option<(Vec<PortRange>, At)>,
+    tls: Option<(bool, At)>,
+    http: Option<(bool, At)>,
+    rule: At,
+) -> Result<Vec<PortRange>, Problem> {
+    let (ports, at) = ports.unwrap_or_else(|| (vec![ports::HTTPS], rule));
+    if !matches!(target, Target::Host(_)) {
+        let verify = [("tls", tls), ("http", http)]
+            .into_iter()
+            .find_map(|(key, value)| Some((key, value.filter(|(verify, _)| *verify)?.1)));
+        return match verify {
+            None => Ok(ports),
+            Some((key, at)) => Err(Fault::new(format!(
+                "`{key}: verify` looks for an allowed name, and this rule allows an address whatever the name"
+            ))
+            .hint("remove it, or allow the host by its name")
+            .at(at)),
+        };
+    }
+    let [tls, http] = [tls, http].map(|key| key.map(|(verify, _)| verify));
+    let quic = |range: &PortRange| range.contains(proto::UDP, 443);
+    if tls != Some(false) && ports.iter().any(quic) {
+        return Err(
+            Fault::new("443/udp is QUIC, in which the server name cannot be verified")
+                .hint("remove it, clients go on with TCP; or add `tls: off` to a rule of its own for it, which lets every host at the same addresses be reached")
+                .at(at),
+        );
+    }
+    let ports = ports::checked(&ports, tls, http);
+    count_ranges(&ports, at)?;
+    Ok(ports)
+}
+
+/// Refuses more ranges than one address can hold in the kernel.
+fn count_ranges(ranges: &[PortRange], at: At) -> Result<(), Problem> {
+    // Counted as the kernel gets them: a range across DNS is two.
+    let count = ports::subtract(ranges, &ports::DNS).len();
+    if count <= MAX_RANGES {
+        return Ok(());
+    }
+    Err(Fault::new(format!(
+        "the rule has {count} separate port ranges, at most {MAX_RANGES} are possible"
+    ))
+    .hint("join some of them to wider ranges")
+    .at(at))
 }
 
 fn read_ports(
@@ -354,15 +406,7 @@ fn read_ports(
             .at(value.at));
     }
     let ranges = ports::normalise(ranges);
-    // Counted as the kernel gets them: a range across DNS is two.
-    let count = ports::subtract(&ranges, &ports::DNS).len();
-    if count > MAX_RANGES {
-        return Err(Fault::new(format!(
-            "the rule has {count} separate port ranges, at most {MAX_RANGES} are possible"
-        ))
-        .hint("join some of them to wider ranges")
-        .at(at));
-    }
+    count_ranges(&ranges, at)?;
     Ok(ranges)
 }
 

@@ -9,14 +9,15 @@
 //! everything that is denied; a `deny` beats an `allow` however narrow either of them is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
-use jobfence_abi::{Addr, DNS_PORT, MAX_RANGES, PortRange, proto};
+use jobfence_abi::{Addr, Checks, DNS_PORT, MAX_RANGES, PortRange, proto};
 
 use crate::error::{Error, Fault, Pos, Source};
-use crate::name::Name;
+use crate::name::{HostPattern, Name};
 use crate::policy::{Mode, OnViolation};
 use crate::ports;
 use crate::target::{Rule, Target};
@@ -163,7 +164,7 @@ impl Job {
             let sums = Sums::new(outer, inherits_allow, &layer);
             let ranges = ports::subtract(&sums.allow, &sums.deny);
             if ranges.len() > MAX_RANGES {
-                return Err(self.overflow(&net, ranges.len(), sums.last));
+                return Err(self.overflow(net, ranges.len(), sums.last));
             }
             prefixes.push((net, ranges));
             above.push((net, sums));
@@ -171,16 +172,53 @@ impl Job {
         Ok(prefixes)
     }
 
-    fn overflow(&self, net: &IpNet, count: usize, rule: Option<&Rule>) -> Error {
+    /// The names that the job's connections may be for, each with the ports, for a
+    /// longest-prefix-match map over names read from their end: each pattern with everything that
+    /// is allowed for all its names. Patterns without ranges are there to take names out of a wider
+    /// pattern. What is checked on the ports is said by the address, not here.
+    ///
+    /// # Errors
+    ///
+    /// When more than [`MAX_RANGES`] ranges come together at a name, at the place of a rule for it.
+    pub fn names(&self) -> Result<Vec<(&HostPattern, Vec<PortRange>)>, Error> {
+        let mut names: HashMap<&HostPattern, Vec<PortRange>> = HashMap::new();
+        for rule in self.allow.iter().chain(&self.deny) {
+            let Target::Host(host) = &rule.target else {
+                continue;
+            };
+            if names.contains_key(host) {
+                continue;
+            }
+            let ranges = |rules: &[Rule], index: &Index, ports: fn(&Rule) -> &[PortRange]| {
+                let rules = index.of_pattern(rules, host);
+                let tcp = rules
+                    .flat_map(|rule| ports(rule).iter().copied())
+                    .filter(|range| range.proto == proto::TCP)
+                    .map(|range| range.checked(Checks::NONE));
+                ports::normalise(tcp.collect())
+            };
+            let ranges = ports::subtract(
+                &ranges(&self.allow, &self.allow_index, |rule| &rule.ports),
+                &ranges(&self.deny, &self.deny_index, denied_ports),
+            );
+            if ranges.len() > MAX_RANGES {
+                return Err(self.overflow(host, ranges.len(), Some(rule)));
+            }
+            names.insert(host, ranges);
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    fn overflow(&self, what: impl fmt::Display, count: usize, rule: Option<&Rule>) -> Error {
         let at = rule.map_or(Pos::START, |rule| Pos {
             line: rule.location.line,
             column: rule.location.column,
         });
         self.source.error(
             Fault::new(format!(
-                "the rules for {net} come to {count} separate port ranges, at most {MAX_RANGES} are possible"
+                "the rules for {what} come to {count} separate port ranges, at most {MAX_RANGES} are possible"
             ))
-            .hint("join ports to wider ranges in the rules for this network and those around it")
+            .hint("join ports to wider ranges in the rules for it and for what holds it")
             .at(at),
         )
     }
@@ -236,6 +274,27 @@ impl Job {
             return AddrRule::Denied(rule);
         }
         self.allowing(addr, names)
+            .find(speaks)
+            .map_or(AddrRule::None, AddrRule::Allowed)
+    }
+
+    /// The rule behind the kernel's verdict about a connection to `port` (host byte order) that
+    /// says that it is for `name`. It agrees with [`names`](Self::names).
+    #[must_use]
+    pub fn explain_name(&self, name: &Name, port: u16) -> AddrRule<'_> {
+        let speaks = |rule: &&Rule| {
+            let mut ranges = rule.ports.iter();
+            ranges.any(|range| range.contains(proto::TCP, port))
+        };
+        if let Some(rule) = self
+            .deny_index
+            .of_name(&self.deny, name)
+            .find(|rule| rule.ports.is_empty() || speaks(rule))
+        {
+            return AddrRule::Denied(rule);
+        }
+        self.allow_index
+            .of_name(&self.allow, name)
             .find(speaks)
             .map_or(AddrRule::None, AddrRule::Allowed)
     }
@@ -359,12 +418,35 @@ impl Index {
         rules: &'a [Rule],
         name: &Name,
     ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        let exact = self.exact.get(name);
+        Self::with_parents(&self.exact, &self.below, rules, name)
+    }
+
+    /// The rules that match every name that `pattern` matches.
+    fn of_pattern<'a>(
+        &'a self,
+        rules: &'a [Rule],
+        pattern: &HostPattern,
+    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
+        let own = if pattern.is_wildcard() {
+            &self.below
+        } else {
+            &self.exact
+        };
+        Self::with_parents(own, &self.below, rules, pattern.base())
+    }
+
+    /// The rules of `own` for `name`, and those for all names below one of its parents.
+    fn with_parents<'a>(
+        own: &'a HashMap<Name, Vec<usize>>,
+        below: &'a HashMap<Name, Vec<usize>>,
+        rules: &'a [Rule],
+        name: &Name,
+    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
         let below: Vec<&Vec<usize>> = name
             .parents()
-            .filter_map(|parent| self.below.get(parent))
+            .filter_map(|parent| below.get(parent))
             .collect();
-        exact
+        own.get(name)
             .into_iter()
             .chain(below)
             .flatten()

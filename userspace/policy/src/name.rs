@@ -163,13 +163,24 @@ impl HostPattern {
         }
     }
 
+    /// What whoever asks for `name` chose of it, when this is a wildcard that matches: `a.b` of
+    /// `a.b.example.com` for `*.example.com`. `None` when the pattern spells the name out, or does
+    /// not match.
+    #[must_use]
+    pub fn chosen<'a>(&self, name: &'a Name) -> Option<&'a str> {
+        self.below
+            .then(|| name.as_str().strip_suffix(self.base.as_str()))
+            .flatten()?
+            .strip_suffix('.')
+    }
+
     /// The name, or the one that all names are below of.
-    pub(crate) fn base(&self) -> &Name {
+    pub fn base(&self) -> &Name {
         &self.base
     }
 
     /// Whether it is a wildcard.
-    pub(crate) fn is_wildcard(&self) -> bool {
+    pub fn is_wildcard(&self) -> bool {
         self.below
     }
 
@@ -352,7 +363,21 @@ mod tests {
             ("a.example.com.evil.test", false),
         ] {
             assert_eq!(pattern.matches(&name(text)), expected, "{text}");
+            assert_eq!(pattern.chosen(&name(text)).is_some(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_chosen_of_a_name_is_what_the_pattern_does_not_say() {
+        let chosen = |pattern: &str, text| {
+            let pattern = HostPattern::parse(pattern).unwrap();
+            pattern.chosen(&name(text)).map(str::to_owned)
+        };
+        let name = "A.b.example.com";
+        assert_eq!(chosen("*.example.com", name).as_deref(), Some("a.b"));
+        assert_eq!(chosen("*.b.example.com", name).as_deref(), Some("a"));
+        assert_eq!(chosen("a.b.example.com", name), None);
+        assert_eq!(chosen("*.ample.com", name), None);
     }
 
     proptest! {

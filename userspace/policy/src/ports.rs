@@ -3,9 +3,12 @@
 //! A set is a list of [`PortRange`]s. [`normalise`] gives every set one form: sorted by protocol
 //! and port, disjoint, and with neighbours merged.
 
-use jobfence_abi::{DNS_PORT, PortRange, proto};
+use jobfence_abi::{Checks, DNS_PORT, PortRange, proto};
 
 use crate::error::{Fault, quote};
+
+/// The port on which HTTP is checked unless a rule says otherwise.
+const HTTP_PORT: u16 = 80;
 
 /// What an `allow` rule without `ports` allows.
 pub(crate) const HTTPS: PortRange = PortRange::new(proto::TCP, 443, 443);
@@ -72,17 +75,85 @@ fn port(digits: &str, whole: &str) -> Result<u16, Fault> {
     }
 }
 
-/// The same ports, sorted by protocol and port, disjoint, neighbours merged.
-pub(crate) fn normalise(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
-    ranges.sort_unstable_by_key(|range| (range.proto, range.first, range.last));
-    ranges.dedup_by(|next, last| {
-        let touches = next.proto == last.proto && next.first <= last.last.saturating_add(1);
-        if touches {
-            last.last = last.last.max(next.last);
+/// `ranges` with what a rule for a host asks of connections to them: `tls` and `http` as its keys
+/// say, `true` for `verify`. What they do not say is a ClientHello everywhere but on port 80, and
+/// HTTP there.
+pub(crate) fn checked(
+    ranges: &[PortRange],
+    tls: Option<bool>,
+    http: Option<bool>,
+) -> Vec<PortRange> {
+    let checks = |port| {
+        let tls = tls.unwrap_or(port != HTTP_PORT);
+        let http = http.unwrap_or(port == HTTP_PORT);
+        Checks((Checks::TLS.0 * u8::from(tls)) | (Checks::HTTP.0 * u8::from(http)))
+    };
+    let parts = ranges.iter().flat_map(|range| {
+        if range.proto != proto::TCP {
+            return vec![*range];
         }
-        touches
+        let one = [PortRange::new(proto::TCP, HTTP_PORT, HTTP_PORT)];
+        let rest = subtract(&[*range], &one);
+        let mut parts: Vec<_> = rest
+            .into_iter()
+            .map(|part| part.checked(checks(part.first)))
+            .collect();
+        if range.contains(proto::TCP, HTTP_PORT) {
+            parts.push(one[0].checked(checks(HTTP_PORT)));
+        }
+        parts
     });
-    ranges
+    normalise(parts.collect())
+}
+
+/// The same ports, sorted by protocol and port, disjoint, neighbours merged. Ports that several
+/// ranges hold ask of connections what [`Checks::or`] says.
+pub(crate) fn normalise(ranges: Vec<PortRange>) -> Vec<PortRange> {
+    // Each range as the place where it begins and the one behind its end.
+    let mut edges: Vec<(u8, u32, bool, Checks)> = ranges
+        .into_iter()
+        .filter(|range| range.first <= range.last)
+        .flat_map(|range| {
+            let end = u32::from(range.last) + 1;
+            [
+                (range.proto, u32::from(range.first), true, range.checks),
+                (range.proto, end, false, range.checks),
+            ]
+        })
+        .collect();
+    edges.sort_unstable_by_key(|&(proto, place, ..)| (proto, place));
+    let mut normal: Vec<PortRange> = Vec::new();
+    // How many ranges are open, by their checks.
+    let mut open = [0_usize; 4];
+    for (index, &(proto, place, begins, checks)) in edges.iter().enumerate() {
+        let count = &mut open[usize::from(checks.0 & 3)];
+        *count = if begins { *count + 1 } else { *count - 1 };
+        let Some(&(_, next, ..)) = edges.get(index + 1) else {
+            break;
+        };
+        let kinds = (0..).zip(open).filter(|&(_, count)| count > 0);
+        let Some(checks) = kinds.map(|(kind, _)| Checks(kind)).reduce(Checks::or) else {
+            continue;
+        };
+        // Both are ports: something is open from `place` to in front of `next`.
+        let (Ok(first), Ok(last)) = (u16::try_from(place), u16::try_from(next.wrapping_sub(1)))
+        else {
+            continue;
+        };
+        if place == next {
+            continue;
+        }
+        match normal.last_mut() {
+            Some(before)
+                if (before.proto, before.checks) == (proto, checks)
+                    && u32::from(before.last) + 1 == place =>
+            {
+                before.last = last;
+            }
+            _ => normal.push(PortRange::new(proto, first, last).checked(checks)),
+        }
+    }
+    normal
 }
 
 /// The ports of `from` that are not in `less`; both normalised, and so is the result.
@@ -124,8 +195,11 @@ pub(crate) mod tests {
             prop_oneof![Just(proto::TCP), Just(proto::UDP)],
             port.clone(),
             port,
+            0_u8..4,
         )
-            .prop_map(|(proto, a, b)| PortRange::new(proto, a.min(b), a.max(b)));
+            .prop_map(|(proto, a, b, checks)| {
+                PortRange::new(proto, a.min(b), a.max(b)).checked(Checks(checks))
+            });
         prop::collection::vec(range, 0..6)
     }
 
@@ -133,12 +207,18 @@ pub(crate) mod tests {
         ranges.iter().any(|range| range.contains(proto, port))
     }
 
+    /// What is asked at a port, by going through all ranges.
+    fn asked(ranges: &[PortRange], proto: u8, port: u16) -> Option<Checks> {
+        let at = ranges.iter().filter(|range| range.contains(proto, port));
+        at.map(|range| range.checks).reduce(Checks::or)
+    }
+
     fn is_normal(ranges: &[PortRange]) -> bool {
         ranges.iter().all(|range| range.first <= range.last)
             && ranges.windows(2).all(|pair| {
-                (pair[0].proto, u32::from(pair[0].last) + 1)
-                    < (pair[1].proto, u32::from(pair[1].first))
-                    && pair[0].proto <= pair[1].proto
+                let end = (pair[0].proto, u32::from(pair[0].last) + 1);
+                let next = (pair[1].proto, u32::from(pair[1].first));
+                end < next || end == next && pair[0].checks != pair[1].checks
             })
     }
 
@@ -149,7 +229,7 @@ pub(crate) mod tests {
             prop_assert!(is_normal(&normal), "{normal:?}");
             for port in (0..200).chain(65_400..=u16::MAX) {
                 for proto in [proto::TCP, proto::UDP] {
-                    prop_assert_eq!(holds(&normal, proto, port), holds(&ranges, proto, port));
+                    prop_assert_eq!(asked(&normal, proto, port), asked(&ranges, proto, port));
                 }
             }
         }
@@ -175,6 +255,26 @@ pub(crate) mod tests {
             prop_assert_eq!(parse(&format!("{first}-{last}")), Ok(PortRange::new(proto::TCP, first, last)));
             prop_assert_eq!(parse(&format!("{a}/udp")), Ok(PortRange::new(proto::UDP, a, a)));
         }
+    }
+
+    #[test]
+    fn port_80_is_checked_for_http_and_every_other_for_tls() {
+        let all = [
+            PortRange::new(proto::TCP, 79, 81),
+            PortRange::new(proto::UDP, 80, 80),
+        ];
+        let asked = |tls, http| {
+            let ranges = checked(&all, tls, http);
+            [79, 80, 81].map(|port| asked(&ranges, proto::TCP, port).unwrap().0)
+        };
+        assert_eq!(asked(None, None), [1, 2, 1]);
+        assert_eq!(asked(Some(false), None), [0, 2, 0]);
+        assert_eq!(asked(None, Some(false)), [1, 0, 1]);
+        assert_eq!(asked(None, Some(true)), [3, 2, 3]);
+        assert_eq!(asked(Some(true), None), [1, 3, 1]);
+        assert_eq!(asked(Some(false), Some(false)), [0, 0, 0]);
+        let udp = checked(&all, None, None)[3];
+        assert_eq!(udp, PortRange::new(proto::UDP, 80, 80));
     }
 
     #[test]

@@ -551,20 +551,51 @@ policy.yml:4:12: expected a list of rules, found a map
    |            ^"#,
     ),
     (
-        "later key tls",
+        "tls of a cidr rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: 198.51.100.0/24
+        tls: verify
+"#,
+        r#"
+policy.yml:6:9: `tls: verify` looks for an allowed name, and this rule allows an address whatever the name
+   |
+ 6 |         tls: verify
+   |         ^
+   = hint: remove it, or allow the host by its name"#,
+    ),
+    (
+        "a word that tls does not have",
         r#"version: 1
 jobs:
   default:
     allow:
       - host: git.example.com
-        tls: off
+        tls: on
 "#,
         r#"
-policy.yml:6:9: `tls` is not supported by this version of jobfence
+policy.yml:6:14: expected one of `verify`, `off`, found `on`
    |
- 6 |         tls: off
+ 6 |         tls: on
+   |              ^"#,
+    ),
+    (
+        "quic without tls off",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        ports: [443, 443/udp]
+"#,
+        r#"
+policy.yml:6:9: 443/udp is QUIC, in which the server name cannot be verified
+   |
+ 6 |         ports: [443, 443/udp]
    |         ^
-   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+   = hint: remove it, clients go on with TCP; or add `tls: off` to a rule of its own for it, which lets every host at the same addresses be reached"#,
     ),
     (
         "later key use",

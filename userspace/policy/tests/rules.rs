@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use jobfence_abi::{Addr, PortRange, proto};
+use jobfence_abi::{Addr, Checks, PortRange, proto};
 use jobfence_policy::{
     AddrRule, HostPattern, Job, Mode, Name, NameVerdict, OnViolation, Policy, Rule, Target,
 };
@@ -32,6 +32,16 @@ fn ip(text: &str) -> IpAddr {
 
 fn tcp(first: u16, last: u16) -> PortRange {
     PortRange::new(proto::TCP, first, last)
+}
+
+/// With TLS checked.
+fn tls(first: u16, last: u16) -> PortRange {
+    tcp(first, last).checked(Checks::TLS)
+}
+
+/// With HTTP checked.
+fn http(port: u16) -> PortRange {
+    tcp(port, port).checked(Checks::HTTP)
 }
 
 fn udp(first: u16, last: u16) -> PortRange {
@@ -72,7 +82,7 @@ fn everything_that_a_rule_says_is_kept_with_its_place() {
         "version: 1\nmode: audit\non_violation: kill\njobs:\n  default:\n    allow:\n      - host: Git.Example.com.\n      \
          - {host: \"*.cdn.example.com\", ports: [8443]}\n      - host: db.example.com\n        \
          ports: [8000-8010, 5432, 123/udp, 8011, \"443/udp\", 443/tcp]\n        reason: integration database\n        \
-         owner: team-data\n        private: true\n      - host: localhost\n    deny:\n      - cidr: 2001:db8::/32\n        fail: false\n",
+         owner: team-data\n        private: true\n        tls: off\n      - host: localhost\n    deny:\n      - cidr: 2001:db8::/32\n        fail: false\n",
     )
     .job(None)
     .unwrap();
@@ -101,11 +111,11 @@ fn everything_that_a_rule_says_is_kept_with_its_place() {
             "policy.yml:7:9",
             "policy.yml:8:10",
             "policy.yml:9:9",
-            "policy.yml:14:9",
-            "policy.yml:16:9"
+            "policy.yml:15:9",
+            "policy.yml:17:9"
         ]
     );
-    assert_eq!(job.allow[0].ports, [tcp(443, 443)]);
+    assert_eq!(job.allow[0].ports, [tls(443, 443)]);
     let db = &job.allow[2];
     assert_eq!(
         db.ports,
@@ -141,7 +151,7 @@ fn yaml_is_taken_as_it_means() {
     assert_eq!(policy.job_names().collect::<Vec<_>>(), ["3.10", "a"]);
     let job = policy.job(Some("a")).unwrap();
     assert_eq!(targets(&job.allow), ["a.example.com", "b.example.com"]);
-    assert_eq!(job.allow[0].ports, [tcp(80, 80), tcp(443, 443)]);
+    assert_eq!(job.allow[0].ports, [http(80), tls(443, 443)]);
     assert_eq!(
         job.allow[0].reason.as_deref(),
         Some("R&D needs it & so do we")
@@ -247,11 +257,11 @@ fn a_deny_with_ports_takes_those_ports_only() {
     let names = [name("a.example.com")];
     assert_eq!(
         job.grants(ip("192.0.2.1"), &names),
-        Ok(vec![tcp(80, 84), tcp(86, 90)])
+        Ok(vec![http(80), tls(81, 84), tls(86, 90)])
     );
     assert_eq!(
         job.grants(ip("198.51.100.1"), &names),
-        Ok(vec![tcp(81, 84), tcp(86, 90)])
+        Ok(vec![tls(81, 84), tls(86, 90)])
     );
     assert_eq!(job.grants(ip("198.51.100.9"), &names), Ok(vec![]));
     let explained = job.explain_addr(ip("192.0.2.1"), &names, proto::TCP, 85);
@@ -273,7 +283,7 @@ fn a_deny_with_ports_takes_those_ports_only() {
 #[test]
 fn dns_is_never_granted() {
     let job = job(
-        "    allow:\n      - {host: a.example.com, ports: [1-65535, 1-65535/udp]}\n      \
+        "    allow:\n      - {host: a.example.com, ports: [1-65535, 1-65535/udp], tls: off, http: off}\n      \
          - {cidr: 198.51.100.0/24, ports: [50-60]}\n",
     );
     let everything = vec![tcp(1, 52), tcp(54, u16::MAX), udp(1, 52), udp(54, u16::MAX)];
@@ -302,15 +312,15 @@ fn an_address_of_a_name_keeps_what_its_network_has() {
     let names = [name("a.example.com"), name("other.example.com")];
     assert_eq!(
         job.grants(ip("198.51.100.1"), &names),
-        Ok(vec![tcp(22, 22), tcp(443, 443)])
+        Ok(vec![tcp(22, 22), tls(443, 443)])
     );
     assert_eq!(
         job.grants(ip("::ffff:198.51.100.1"), &names),
-        Ok(vec![tcp(22, 22), tcp(443, 443)])
+        Ok(vec![tcp(22, 22), tls(443, 443)])
     );
     assert_eq!(
         job.grants(ip("198.51.101.1"), &names),
-        Ok(vec![tcp(443, 443)])
+        Ok(vec![tls(443, 443)])
     );
     assert_eq!(
         job.grants(ip("198.51.100.1"), &names[1..]),
@@ -563,6 +573,35 @@ proptest! {
                 prop_assert!(rules.iter().all(matches));
             }
             NameVerdict::Unknown => prop_assert!(!denied && allowed == 0),
+        }
+    }
+
+    #[test]
+    fn the_most_specific_pattern_gives_what_the_rules_say(
+        allow in any_rules(true), deny in any_rules(true), asked in "([abc]\\.){0,3}x\\.example\\.com",
+    ) {
+        let job = job(&format!("    allow:\n{}    deny:\n{}", list(&allow), list(&deny)));
+        let patterns = job.names().unwrap();
+        let asked = name(&asked);
+        // A name itself before what it is below of, and of those the longest.
+        let found = patterns
+            .iter()
+            .filter(|(pattern, _)| pattern.matches(&asked))
+            .max_by_key(|(pattern, _)| (!pattern.is_wildcard(), pattern.base().as_str().len()));
+        for port in (48..66).chain([443]) {
+            let holds = found.is_some_and(|(_, ranges)| holds(ranges, proto::TCP, port));
+            let on = |rule: &Rule| {
+                matches!(&rule.target, Target::Host(host) if host.matches(&asked))
+                    && rule.ports.iter().any(|range| range.contains(proto::TCP, port))
+            };
+            let denies = |rule: &Rule| {
+                on(rule) || rule.ports.is_empty() && matches!(&rule.target, Target::Host(host) if host.matches(&asked))
+            };
+            let allowed = job.allow.iter().any(on) && !job.deny.iter().any(denies);
+            // Port 53 is never reached, whatever name is said there.
+            prop_assert_eq!(holds, allowed, "{}", port);
+            let explained = job.explain_name(&asked, port);
+            prop_assert_eq!(allowed, matches!(explained, AddrRule::Allowed(_)), "{:?}", explained);
         }
     }
 

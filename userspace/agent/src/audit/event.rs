@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::SystemTime};
 use serde::{Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::job::State;
+use crate::job::{Layers, State};
 
 /// A line of the log.
 #[derive(Clone, Debug, Serialize)]
@@ -46,7 +46,11 @@ pub struct Event {
     /// How many attempts this line stands for. A repetition is counted, and its count written on
     /// a later line that is otherwise the same.
     pub count: u64,
-    /// Free text, for [`Kind::Job`] and [`Kind::Loss`].
+    /// What holds the job, on the line of its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
+    /// Free text: for [`Kind::Job`] and [`Kind::Loss`], and what is wrong with a refused
+    /// connection for [`Kind::Tls`] and [`Kind::Http`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -70,6 +74,10 @@ pub enum Kind {
     Packet,
     /// A question for a name.
     Dns,
+    /// The beginning of a connection on which TLS is checked.
+    Tls,
+    /// A request on a connection on which HTTP is checked.
+    Http,
     /// `socket()`.
     Socket,
     /// The beginning or the end of the job.
@@ -97,7 +105,8 @@ pub struct Destination {
     /// Port, for protocols that have some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The name that the job asked for and was given this address for.
+    /// The name that the job asked for and was given this address for. For [`Kind::Tls`] and
+    /// [`Kind::Http`]: the name that the connection says it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The CNAME targets between the name and the address.

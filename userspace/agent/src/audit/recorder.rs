@@ -7,8 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jobfence_abi::{self as abi, COMM_LEN, Client, Hook, Reason, proto};
-use jobfence_policy::{AddrRule, Job, Location, Mode, Rule};
+use jobfence_abi::{self as abi, COMM_LEN, Client, Hook, NamedEvent, Reason, proto};
+use jobfence_policy::{AddrRule, Job, Location, Mode, Name, Rule};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     job::{
-        State,
+        Layers, State,
         process::{self, Process, Processes},
     },
     names::{self, DnsEvent, Table, Transport},
@@ -135,6 +135,17 @@ impl Recorder {
         self.log.as_ref()?.fault()
     }
 
+    /// Notes that the job begins, held by `layers`.
+    pub fn started(&mut self, layers: Layers) {
+        let event = self.event(SystemTime::now(), Kind::Job, Reason::ALLOWED);
+        self.write(Event {
+            reason: "job",
+            layers: Some(layers),
+            message: Some("started".to_owned()),
+            ..event
+        });
+    }
+
     /// Notes something about the job itself.
     pub fn job(&mut self, message: &str) {
         let event = self.event(SystemTime::now(), Kind::Job, Reason::ALLOWED);
@@ -168,27 +179,44 @@ impl Recorder {
         });
     }
 
-    /// Notes what a program in the kernel reported.
-    pub fn kernel(&mut self, report: &abi::Event) {
+    /// Notes what a program in the kernel reported, and the name that came with it.
+    pub fn kernel(&mut self, report: &abi::Event, named: Option<&NamedEvent>) {
         let ts = self.epoch + Duration::from_nanos(report.monotonic_ns);
         let flow = &report.flow;
         let kind = match report.hook {
             Hook::SOCKET => Kind::Socket,
             Hook::PACKET => Kind::Packet,
+            Hook::TLS => Kind::Tls,
+            Hook::HTTP => Kind::Http,
             _ => Kind::Connect,
         };
         let ip = (kind != Kind::Socket).then(|| IpAddr::from(flow.dst));
         let has_ports = flow.proto == proto::TCP || flow.proto == proto::UDP;
-        let names = ip.map(|ip| self.table.names_of(ip)).unwrap_or_default();
+        // What the connection says of itself, where it was asked, else what led to the address.
+        let said = named.map(|named| named.name().map(char::from).collect::<String>());
+        let names = match (&said, ip) {
+            (Some(said), _) => Name::parse(said).into_iter().collect(),
+            (None, Some(ip)) => self.table.names_of(ip),
+            (None, None) => Vec::new(),
+        };
 
         let policy = Arc::clone(&self.policy);
-        let behind = ip.map_or(AddrRule::None, |ip| {
-            policy.explain_addr(ip, &names, flow.proto, flow.port)
-        });
+        let behind = match (&said, ip) {
+            (Some(_), _) => names
+                .first()
+                .map_or(AddrRule::None, |name| policy.explain_name(name, flow.port)),
+            (None, Some(ip)) => policy.explain_addr(ip, &names, flow.proto, flow.port),
+            (None, None) => AddrRule::None,
+        };
         let (reason, rule) = match behind {
             AddrRule::Denied(rule) if !report.reason.is_allowed() => (Reason::DENIED, Some(rule)),
             AddrRule::Allowed(rule) if report.reason.is_allowed() => (report.reason, Some(rule)),
             _ => (report.reason, None),
+        };
+        let detail = if kind == Kind::Socket {
+            report.socket_type.to_string()
+        } else {
+            report.fault.text().to_owned()
         };
         let key = FlowKey {
             kind,
@@ -196,8 +224,8 @@ impl Recorder {
             proto: flow.proto,
             ip,
             port: flow.port,
-            qname: String::new(),
-            qtype: report.socket_type.to_string(),
+            qname: said.clone().unwrap_or_default(),
+            qtype: detail.clone(),
             pid: report.pid,
         };
         let violation = self.is_violation(reason, rule);
@@ -205,12 +233,14 @@ impl Recorder {
             return;
         }
         let name = names.first();
+        let led = || ip.and_then(|ip| self.table.names_of(ip).first().map(Name::to_string));
+        let shown = said.filter(|said| !said.is_empty()).or_else(led);
         let chain = name.map(|name| self.table.chain_of(name));
         let chain = chain.iter().flat_map(|chain| chain.iter());
         let dst = ip.map(|ip| Destination {
             ip: Some(ip),
             port: has_ports.then_some(flow.port),
-            name: name.map(|name| self.masked(name.as_str())),
+            name: shown.map(|name| self.masked(&name)),
             chain: chain.map(|name| self.masked(name.as_str())).collect(),
         });
         let process = self.process(&Client {
@@ -224,6 +254,7 @@ impl Recorder {
             proto: Some(protocol(flow.proto)),
             dst,
             process,
+            message: (!report.fault.is_none()).then_some(detail),
             ..self.event(ts, kind, reason)
         };
         self.first(key, event);
@@ -391,6 +422,7 @@ impl Recorder {
             dns: None,
             process: None,
             count: 1,
+            layers: None,
             message: None,
         }
     }
@@ -432,8 +464,11 @@ impl Recorder {
             pid: process.pid,
             ppid: (process.ppid != 0).then_some(process.ppid),
             uid: None,
-            comm: process.comm.clone(),
-            exe: process.exe.as_ref().map(|exe| exe.display().to_string()),
+            comm: shown(&process.comm),
+            exe: process
+                .exe
+                .as_ref()
+                .map(|exe| shown(&exe.to_string_lossy())),
             cmdline: (!process.arguments.is_empty()).then(|| {
                 // Before they are quoted: a secret with a quote in it would look different then.
                 process::join(
@@ -459,7 +494,12 @@ impl Summary {
 /// A command name, which ends at the first zero byte and can hold anything else.
 fn text(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
-    let text = String::from_utf8_lossy(&comm[..end]);
+    shown(&String::from_utf8_lossy(&comm[..end]))
+}
+
+/// What a job chose, such as the name of a file, without what would change how the rest of a line
+/// looks.
+fn shown(text: &str) -> String {
     text.replace(process::is_hidden, " ")
 }
 

@@ -185,8 +185,12 @@ fn read_from_start(file: &mut fs::File) -> io::Result<String> {
     Ok(text)
 }
 
-/// The folder of the calling process's own cgroup.
-fn own() -> Result<PathBuf, CgroupError> {
+/// The folder of the calling process's own cgroup, below which jobs are.
+///
+/// # Errors
+///
+/// [`CgroupError::NotMounted`] without cgroup v2.
+pub(crate) fn own() -> Result<PathBuf, CgroupError> {
     let read = |path: &str| {
         fs::read_to_string(path).map_err(|source| CgroupError::Io {
             doing: "read",

@@ -1,36 +1,37 @@
 //! System calls that a job does without (seccomp(2)).
 //!
 //! The programs in the kernel see sockets of IPv4 and IPv6. What would let data out beside those,
-//! or make something outside the job act for it, is refused here. No event tells of it: the
+//! or make something outside the job act for it, is refused here; which families those are, is
+//! [`jobfence_abi::is_family_allowed`]'s to say. No event tells of it: the
 //! kernel asks nobody.
 
 use std::{collections::BTreeMap, env::consts::ARCH};
 
+use jobfence_abi::{AF_NETLINK, FAMILIES, NETLINK};
 use seccompiler::{
     BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, apply_filter,
 };
 
-/// Address families that a job may have sockets of: within the host, and those that the programs
-/// decide about. Not `AF_VSOCK`, which leads from a virtual machine to its hypervisor, and no
-/// other.
-const FAMILIES: [i32; 4] = [
-    libc::AF_UNIX,
-    libc::AF_INET,
-    libc::AF_INET6,
-    libc::AF_NETLINK,
-];
-
-/// Netlink protocols that builds use: routes and interfaces, device events.
-const NETLINK: [i32; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT];
+/// `SOCK_PACKET` of `linux/net.h`, and the bits of a type that it is compared in
+/// (`SOCK_TYPE_MASK`): with it the kernel makes `AF_PACKET` of `AF_INET`.
+const PACKET: (u64, u64) = (10, 0xf);
 
 /// Requests that put input into a terminal, for the shell that reads it after the job: TIOCSTI and
 /// TIOCLINUX of `asm-generic/ioctls.h`.
 const TERMINAL_INPUT: [u64; 2] = [0x5412, 0x541c];
 
-/// Options that lead packets elsewhere than their connection: `IP_OPTIONS`, and of IPv6 (level and
-/// option; RFC 3542 and its predecessor RFC 2292) routing headers and those before them.
-const ROUTES: [(u64, u64); 8] = [
+/// `TUNSETIFF` of `linux/if_tun.h`: ties a descriptor to an interface, whose packets are no
+/// socket's. The device is covered; another node of it may lie elsewhere.
+const TUN: u64 = 0x4004_54ca;
+
+/// Options, by level and number. `SO_ZEROCOPY`, see [`BY_REFERENCE`]. Those that lead packets
+/// elsewhere than their connection: `TCP_ULP`, which can turn a TCP socket into one of `AF_SMC`;
+/// `IP_OPTIONS`; and of IPv6 (RFC 3542 and its predecessor RFC 2292) routing headers and those
+/// before them.
+const OPTIONS: [(u64, u64); 10] = [
+    (1, 60),
+    (6, 31),
     (0, 4),
     (41, 3),
     (41, 4),
@@ -50,6 +51,15 @@ const REFUSED: [i64; 3] = [
     libc::SYS_request_key,
 ];
 
+/// Calls that send pages by reference. The program that reads a connection's name sees the page, and
+/// what leaves is what the job has written to it since. Programs copy instead when the kernel says
+/// `EINVAL`, as it does for files that cannot be sent so.
+const BY_REFERENCE: [i64; 2] = [libc::SYS_sendfile, libc::SYS_splice];
+
+/// Calls with arguments that a filter cannot see: clone3 makes children in another cgroup, and asks
+/// for no more than a descriptor of it. Programs use clone when the kernel does not have clone3.
+const UNSEEN: [i64; 1] = [libc::SYS_clone3];
+
 /// The bit that marks a system call of the x32 interface, which has numbers of its own for some.
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
@@ -61,7 +71,9 @@ const X32_OWN: [(i64, i64); 2] = [(libc::SYS_ioctl, 514), (libc::SYS_setsockopt,
 pub(super) fn apply() -> Result<(), Error> {
     // Programs go on without a family that the kernel does not have.
     apply_filter(&compile(sockets()?, libc::EAFNOSUPPORT)?)?;
-    apply_filter(&compile(others()?, libc::EPERM)?)
+    apply_filter(&compile(others()?, libc::EPERM)?)?;
+    apply_filter(&compile(whole(&BY_REFERENCE), libc::EINVAL)?)?;
+    apply_filter(&compile(whole(&UNSEEN), libc::ENOSYS)?)
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -79,25 +91,33 @@ fn compile(mut rules: Rules, errno: i32) -> Result<BpfProgram, Error> {
 }
 
 fn sockets() -> Result<Rules, Error> {
-    let family = FAMILIES.map(|family| is(0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
-    let mut netlink = vec![is(
-        0,
-        SeccompCmpOp::Eq,
-        libc::AF_NETLINK.unsigned_abs().into(),
-    )];
-    netlink.extend(NETLINK.map(|protocol| is(2, SeccompCmpOp::Ne, protocol.unsigned_abs().into())));
-    let rules = vec![all(family.into())?, all(netlink)?];
-    Ok([(libc::SYS_socket, rules)].into())
+    let other = FAMILIES.map(|family| is(0, SeccompCmpOp::Ne, family.into()));
+    let mut netlink = vec![is(0, SeccompCmpOp::Eq, AF_NETLINK.into())];
+    netlink.extend(NETLINK.map(|protocol| is(2, SeccompCmpOp::Ne, protocol.into())));
+    let (packet, mask) = PACKET;
+    let packet = vec![is(1, SeccompCmpOp::MaskedEq(mask), packet)];
+    let rules = vec![all(other.into())?, all(netlink)?, all(packet)?];
+    // A pair is made of whatever family has pairs, and in some each can talk to others too.
+    Ok([
+        (libc::SYS_socket, rules.clone()),
+        (libc::SYS_socketpair, rules),
+    ]
+    .into())
+}
+
+/// Calls with whatever arguments.
+fn whole(calls: &[i64]) -> Rules {
+    calls.iter().map(|&call| (call, Vec::new())).collect()
 }
 
 fn others() -> Result<Rules, Error> {
-    let mut rules: Rules = REFUSED.map(|call| (call, Vec::new())).into();
-    let input = TERMINAL_INPUT.map(|request| all(vec![is(1, SeccompCmpOp::Eq, request)]));
-    rules.insert(
-        libc::SYS_ioctl,
-        input.into_iter().collect::<Result<_, _>>()?,
-    );
-    let routes = ROUTES.map(|(level, option)| {
+    let mut rules = whole(&REFUSED);
+    let requests = [TERMINAL_INPUT.as_slice(), &[TUN]].concat();
+    let requests = requests
+        .into_iter()
+        .map(|request| all(vec![is(1, SeccompCmpOp::Eq, request)]));
+    rules.insert(libc::SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    let options = OPTIONS.map(|(level, option)| {
         all(vec![
             is(1, SeccompCmpOp::Eq, level),
             is(2, SeccompCmpOp::Eq, option),
@@ -105,7 +125,7 @@ fn others() -> Result<Rules, Error> {
     });
     rules.insert(
         libc::SYS_setsockopt,
-        routes.into_iter().collect::<Result<_, _>>()?,
+        options.into_iter().collect::<Result<_, _>>()?,
     );
     Ok(rules)
 }

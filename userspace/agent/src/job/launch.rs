@@ -3,7 +3,8 @@
 //! The process must be in the job's cgroup, and without the means to leave it, before its first
 //! instruction. So the agent starts itself once more with the hidden first argument [`ENTRY`];
 //! that process does what only root can, gives up everything that could undo the fence, and
-//! becomes the command. It has one thread, so every call below holds for the whole process.
+//! becomes the command. Before that it tries each way out (`probe`) and waits for the agent
+//! to find that none led anywhere. It has one thread, so every call below holds for the whole process.
 
 use std::{
     convert::Infallible,
@@ -12,8 +13,8 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
-    path::PathBuf,
     process::{Child, Command},
+    str::FromStr,
 };
 
 use nix::sched::{CloneFlags, unshare};
@@ -31,7 +32,13 @@ use rustix::{
 };
 use thiserror::Error;
 
-use super::{cgroup::Cgroup, filter, seclude, signals, user::Account};
+use super::{
+    cgroup::Cgroup,
+    filter,
+    probe::{Aim, Outcomes, Stage},
+    seclude, signals,
+    user::Account,
+};
 use crate::sys;
 
 /// The argument that makes a process of this program a job's first one.
@@ -50,6 +57,22 @@ const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::AUDIT_WRITE);
+
+/// The capabilities that a job of `account` keeps, by name.
+pub(super) fn kept(account: &Account) -> Vec<String> {
+    keeps(account.uid)
+        .iter_names()
+        .map(|(name, _)| format!("CAP_{name}"))
+        .collect()
+}
+
+fn keeps(uid: u32) -> CapabilitySet {
+    if uid == 0 {
+        ROOT_KEEPS
+    } else {
+        CapabilitySet::empty()
+    }
+}
 
 /// Why a job's first process could not be started.
 #[derive(Debug, Error)]
@@ -82,47 +105,149 @@ impl LaunchError {
     }
 }
 
-/// Starts `command` as `account` in `cgroup`, with this process's standard streams, terminal,
-/// working folder and environment. Returns once the command runs, or has failed to.
+/// A job's first process, before it is the command.
+pub(super) struct Starting {
+    child: Child,
+    /// What it says.
+    status: File,
+    /// Where it is told to go on.
+    go: File,
+    /// The command's name.
+    command: String,
+}
+
+impl Starting {
+    /// Starts the first process of `command` as `account`, with this process's standard streams,
+    /// terminal, working folder and environment, in the cgroup that `aim` names. To be called on a
+    /// thread that outlives the job: the process dies with it.
+    pub(super) fn start(
+        account: &Account,
+        command: &[OsString],
+        aim: &Aim,
+    ) -> Result<Self, LaunchError> {
+        refuse_streams()?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
+        let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
+        // The two descriptors that the process needs besides its standard streams.
+        fcntl_setfd(&writer, FdFlags::empty()).map_err(spawn_error)?;
+        fcntl_setfd(&go_reader, FdFlags::empty()).map_err(spawn_error)?;
+        let mut process = Command::new("/proc/self/exe");
+        process
+            .arg(ENTRY)
+            .arg(std::process::id().to_string())
+            .arg(writer.as_raw_fd().to_string())
+            .arg(go_reader.as_raw_fd().to_string())
+            .arg(&aim.cgroup)
+            .arg(aim.v6.to_string())
+            .arg(&aim.unix)
+            .arg(account.uid.to_string())
+            .arg(account.gid.to_string())
+            .arg(join(&account.groups))
+            .args(command);
+        if account.uid != rustix::process::getuid().as_raw() {
+            process.envs(account.environment());
+        }
+        let child = process.spawn().map_err(LaunchError::Spawn)?;
+        let command = command.first().map(|name| name.to_string_lossy());
+        Ok(Self {
+            child,
+            status: reader.into(),
+            go: go_writer.into(),
+            command: command.unwrap_or_default().into_owned(),
+        })
+    }
+
+    /// Gives the process its ids, and waits for what came of its attempts to get out. When that
+    /// fails, the process is gone.
+    pub(super) fn probe(mut self) -> Result<(Self, Outcomes), LaunchError> {
+        match self.outcomes() {
+            Ok(outcomes) => Ok((self, outcomes)),
+            Err(error) => {
+                self.end()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn outcomes(&mut self) -> Result<Outcomes, LaunchError> {
+        self.hear(NEEDS_IDS)?;
+        map_ids(self.child.id())?;
+        self.go
+            .write_all(&[NEEDS_IDS])
+            .map_err(LaunchError::Spawn)?;
+        self.hear(PROBED)?;
+        let mut outcomes = [0; Outcomes::BYTES];
+        self.status
+            .read_exact(&mut outcomes)
+            .map_err(LaunchError::Spawn)?;
+        Ok(Outcomes::from_bytes(outcomes))
+    }
+
+    /// Ends the process, which has not become the command.
+    pub(super) fn end(self) -> Result<(), LaunchError> {
+        let Self { mut child, go, .. } = self;
+        // It exits for that, if it has not yet.
+        drop(go);
+        child.wait().map(drop).map_err(LaunchError::Spawn)
+    }
+
+    /// Lets the process become the command, and returns once it has, or has failed to.
+    pub(super) fn release(mut self) -> Result<Child, LaunchError> {
+        self.go.write_all(&[PROBED]).map_err(LaunchError::Spawn)?;
+        // Says nothing when it becomes the command: the pipe is closed by that.
+        let mut said = String::new();
+        self.status
+            .read_to_string(&mut said)
+            .map_err(LaunchError::Spawn)?;
+        if said.is_empty() {
+            return Ok(self.child);
+        }
+        let error = self.failure(said);
+        self.end()?;
+        Err(error)
+    }
+
+    /// Reads one byte; anything but `wanted` begins the reason of a failure.
+    fn hear(&mut self, wanted: u8) -> Result<(), LaunchError> {
+        let mut first = [0];
+        if self.status.read(&mut first).map_err(LaunchError::Spawn)? == 0 {
+            let silent = "it ended without a word";
+            return Err(LaunchError::Setup(silent.to_owned()));
+        }
+        if first == [wanted] {
+            return Ok(());
+        }
+        let mut said = String::from(char::from(first[0]));
+        self.status
+            .read_to_string(&mut said)
+            .map_err(LaunchError::Spawn)?;
+        Err(self.failure(said))
+    }
+
+    fn failure(&self, said: String) -> LaunchError {
+        let errno = said
+            .strip_prefix("exec ")
+            .and_then(|code| code.parse().ok());
+        match errno {
+            Some(errno) => LaunchError::Exec {
+                command: self.command.clone(),
+                source: io::Error::from_raw_os_error(errno),
+            },
+            None => LaunchError::Setup(said),
+        }
+    }
+}
+
+/// Does in `cgroup` all that starting a job of `account` takes, but for the job: to see whether this
+/// host can.
 ///
 /// # Errors
 ///
-/// [`LaunchError`]; nothing of the job runs then.
-pub fn launch(
-    cgroup: &Cgroup,
-    account: &Account,
-    command: &[OsString],
-) -> Result<Child, LaunchError> {
-    refuse_streams()?;
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
-    let (go_reader, go_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(spawn_error)?;
-    // The two descriptors that the process needs besides its standard streams.
-    fcntl_setfd(&writer, FdFlags::empty()).map_err(spawn_error)?;
-    fcntl_setfd(&go_reader, FdFlags::empty()).map_err(spawn_error)?;
-    let mut process = Command::new("/proc/self/exe");
-    process
-        .arg(ENTRY)
-        .arg(std::process::id().to_string())
-        .arg(writer.as_raw_fd().to_string())
-        .arg(go_reader.as_raw_fd().to_string())
-        .arg(cgroup.path())
-        .arg(account.uid.to_string())
-        .arg(account.gid.to_string())
-        .arg(join(&account.groups))
-        .args(command);
-    if account.uid != rustix::process::getuid().as_raw() {
-        process.envs(account.environment());
-    }
-    let mut child = process.spawn().map_err(LaunchError::Spawn)?;
-    drop((writer, go_reader));
-    match follow(&child, File::from(reader), File::from(go_writer), command) {
-        Ok(()) => Ok(child),
-        Err(error) => {
-            // It has said why and is about to exit, or cannot go on: its pipe is closed.
-            child.wait().map_err(LaunchError::Spawn)?;
-            Err(error)
-        }
-    }
+/// [`LaunchError`].
+pub fn rehearse(cgroup: &Cgroup, account: &Account) -> Result<(), LaunchError> {
+    let aim = Aim::nowhere(cgroup.path());
+    let (starting, _) = Starting::start(account, &[OsString::from("/")], &aim)?.probe()?;
+    starting.end()
 }
 
 /// A socket belongs to the cgroup that it was made in, so one that the job is handed as a standard
@@ -157,46 +282,8 @@ fn spawn_error(errno: rustix::io::Errno) -> LaunchError {
 /// What the process says when it has a user namespace and waits for its ids.
 const NEEDS_IDS: u8 = b'+';
 
-/// Gives the process its ids, and reads what it says then: nothing when it has become the command,
-/// since the pipe is closed by that.
-fn follow(
-    child: &Child,
-    mut reader: File,
-    mut go: File,
-    command: &[OsString],
-) -> Result<(), LaunchError> {
-    let mut first = [0];
-    let mut said = String::new();
-    if reader.read(&mut first).map_err(LaunchError::Spawn)? == 1 {
-        if first[0] == NEEDS_IDS {
-            map_ids(child.id())?;
-            go.write_all(&first).map_err(LaunchError::Spawn)?;
-        } else {
-            said.push(char::from(first[0]));
-        }
-    } else {
-        return Err(LaunchError::Setup("it ended without a word".to_owned()));
-    }
-    reader
-        .read_to_string(&mut said)
-        .map_err(LaunchError::Spawn)?;
-    if said.is_empty() {
-        return Ok(());
-    }
-    if let Some(errno) = said
-        .strip_prefix("exec ")
-        .and_then(|code| code.parse().ok())
-    {
-        let command = command
-            .first()
-            .map(|name| name.to_string_lossy().into_owned());
-        return Err(LaunchError::Exec {
-            command: command.unwrap_or_default(),
-            source: io::Error::from_raw_os_error(errno),
-        });
-    }
-    Err(LaunchError::Setup(said))
-}
+/// What it says when it has tried to get out, before what came of it. Neither begins a message.
+const PROBED: u8 = b'=';
 
 /// Maps every user and group id to itself. Only a process of the namespace above may.
 fn map_ids(pid: u32) -> Result<(), LaunchError> {
@@ -246,7 +333,7 @@ struct Order {
     agent: u32,
     status: u32,
     go: u32,
-    cgroup: PathBuf,
+    aim: Aim,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -261,14 +348,18 @@ enum Failure {
 
 impl Order {
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
-        fn number(text: Option<OsString>) -> Option<u32> {
+        fn number<T: FromStr>(text: Option<OsString>) -> Option<T> {
             text?.to_str()?.parse().ok()
         }
         Some(Self {
             agent: number(arguments.next())?,
             status: number(arguments.next())?,
             go: number(arguments.next())?,
-            cgroup: arguments.next()?.into(),
+            aim: Aim {
+                cgroup: arguments.next()?.into(),
+                v6: number(arguments.next())?,
+                unix: arguments.next()?.into_string().ok()?,
+            },
             uid: number(arguments.next())?,
             gid: number(arguments.next())?,
             groups: arguments
@@ -290,11 +381,13 @@ impl Order {
         signals::forwarded()
             .thread_unblock()
             .map_err(|errno| setup("unblock signals", &errno))?;
-        Cgroup::open(self.cgroup.clone())
+        Cgroup::open(self.aim.cgroup.clone())
             .enter()
             .map_err(|error| Failure::Setup(error.to_string()))?;
         sys::close_on_exec_from(3)
             .map_err(|error| setup("close inherited descriptors (Linux 5.11 is needed)", &error))?;
+        let mut outcomes = Outcomes::none();
+        outcomes.attempt(Stage::Privileged, &self.aim);
         seclude::seclude(self.uid, self.gid).map_err(|(path, errno)| {
             let what =
                 format!("hide what leads around the fence, at {path} (CAP_SYS_ADMIN is needed)");
@@ -316,6 +409,7 @@ impl Order {
         self.drop_privileges()
             .map_err(|(what, errno)| setup(what, &errno))?;
         filter::apply().map_err(|error| setup("filter system calls", &error))?;
+        sys::scope().map_err(|error| setup("close abstract sockets off by Landlock", &error))?;
         // If the agent dies, this process does. It is the reaper that ends the others; a change
         // of user clears the setting, so it comes after.
         set_parent_process_death_signal(Some(Signal::KILL))
@@ -323,6 +417,11 @@ impl Order {
         if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(self.agent) {
             return Err(Failure::Setup("the agent is gone".to_owned()));
         }
+        outcomes.attempt(Stage::Job, &self.aim);
+        status
+            .write_all(&[&[PROBED], outcomes.bytes().as_slice()].concat())
+            .and_then(|()| go.read_exact(&mut [0]))
+            .map_err(|error| setup("wait for the agent's verdict", &error))?;
         let error = Command::new(&self.command).args(&self.arguments).exec();
         Err(Failure::Exec(self.explain(error)))
     }
@@ -341,11 +440,7 @@ impl Order {
     }
 
     fn drop_privileges(&self) -> Result<(), (&'static str, rustix::io::Errno)> {
-        let keep = if self.uid == 0 {
-            ROOT_KEEPS
-        } else {
-            CapabilitySet::empty()
-        };
+        let keep = keeps(self.uid);
         // Numbers beyond the kernel's last capability are EINVAL; there is none to drop.
         for bit in 0..u64::BITS {
             let capability = CapabilitySet::from_bits_retain(1 << bit);

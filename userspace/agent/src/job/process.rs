@@ -216,7 +216,9 @@ impl Default for Processes {
 
 /// Reads a process from /proc.
 fn read(pid: u32) -> Option<Process> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    // The command name in it can be anything.
+    let status = String::from_utf8_lossy(&status);
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     read_program(pid, line.trim().parse().ok()?)
 }
@@ -225,12 +227,12 @@ fn read(pid: u32) -> Option<Process> {
 /// executes, so it reads no more than it needs.
 fn read_program(pid: u32, ppid: u32) -> Option<Process> {
     let path = |part: &str| format!("/proc/{pid}/{part}");
-    let comm = fs::read_to_string(path("comm")).ok()?;
+    let comm = fs::read(path("comm")).ok()?;
     let cmdline = fs::read(path("cmdline")).unwrap_or_default();
     Some(Process {
         pid,
         ppid,
-        comm: comm.trim_end().to_owned(),
+        comm: String::from_utf8_lossy(&comm).trim_end().to_owned(),
         exe: fs::read_link(path("exe")).ok(),
         arguments: split(&cmdline),
     })
@@ -277,6 +279,15 @@ fn quote(word: &str) -> String {
         .map(|c| if is_hidden(c) { ' ' } else { c })
         .collect();
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Whether the kernel tells of processes.
+///
+/// # Errors
+///
+/// Why not: a missing capability (`CAP_NET_ADMIN`, `CAP_SYS_ADMIN`), or `CONFIG_PROC_EVENTS`.
+pub(crate) fn try_events() -> io::Result<()> {
+    Events::open().map(drop)
 }
 
 /// The socket on which the kernel tells of processes.

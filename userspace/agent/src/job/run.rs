@@ -2,7 +2,8 @@
 //!
 //! The order is what makes it fail closed. Everything that can be wrong is found before the
 //! command's first process exists: the programs are loaded, the resolver listens, the fence hangs
-//! on an empty cgroup, the reaper waits. Only then is the process started, inside.
+//! on an empty cgroup, the reaper waits. Only then is the process started, inside, and only when it
+//! has tried in vain to get out (`probe`) does it get the policy and become the command.
 
 use std::{
     env,
@@ -12,7 +13,10 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     path::PathBuf,
     process::{Child, ExitStatus},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -20,18 +24,17 @@ use aya::maps::{MapData, RingBuf};
 use jobfence_abi::{self as abi, Client, JobState, proto};
 use jobfence_policy::{Job, Mode, Name, OnViolation};
 use rustix::{
-    fs::statfs,
     mount::{MountFlags, mount},
     process::{Pid, PidfdFlags, geteuid, pidfd_open, setpriority_process},
 };
 use thiserror::Error;
-use tokio::{io::unix::AsyncFd, sync::Notify};
-use zerocopy::FromBytes as _;
+use tokio::{io::unix::AsyncFd, sync::Notify, task::spawn_blocking};
 
 use super::{
-    State,
+    Layers, State,
     cgroup::{Cgroup, CgroupError},
-    launch::{self, LaunchError},
+    launch::{self, LaunchError, Starting},
+    probe::{self, Findings, Means, ProbeError, Targets},
     reaper::{self, Reaper},
     signals::Signals,
     user::Account,
@@ -43,7 +46,7 @@ use crate::{
         mask::Mask,
         recorder::{Recorder, Subject, Summary},
     },
-    kernel::{self, Addresses, Clients, JobSpec, Kernel, KernelError},
+    kernel::{self, Addresses, Clients, Connections, JobSpec, Kernel, KernelError, Names},
     names::{
         self, AddressSink, DnsEvent, EventSink, GrantError, NamesError, Resolver, Table, Transport,
     },
@@ -116,6 +119,9 @@ pub enum RunError {
     /// The first process.
     #[error(transparent)]
     Launch(LaunchError),
+    /// The fence does not hold.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// Some other system call.
     #[error("could not {doing}: {source}")]
     Io {
@@ -145,6 +151,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let log = options.log.as_deref().map(Log::open).transpose()?;
     let policy = Arc::new(options.policy);
     let addresses = Addresses::new(&policy.prefixes()?)?;
+    let names = Names::new(&policy.names()?)?;
     let table = Arc::new(Table::default());
     let mut kernel = Kernel::load()?;
 
@@ -153,7 +160,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
             id: id.clone(),
             name: policy.name.clone(),
         },
-        state: assess(&policy, &options.account),
+        state: State::assess(policy.mode, &options.account),
         policy: Arc::clone(&policy),
         table: Arc::clone(&table),
         mask: Mask::new(environment()),
@@ -162,6 +169,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let audit = Arc::new(Audit {
         recorder: Mutex::new(recorder),
         clients: kernel.take_clients(SLOT)?,
+        live: AtomicBool::new(false),
         changed: Notify::new(),
     });
     let resolver = resolver(&policy, table, &addresses, &audit).await?;
@@ -169,16 +177,41 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let mut events = Events::new(&mut kernel)?;
 
     let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
-    let fenced = Fenced::start(&mut kernel, &cgroup, &id, &resolver, &policy, addresses)
-        .inspect_err(|_| discard(&cgroup))?;
+    let mut spec = JobSpec {
+        state: JobState::ENFORCE,
+        resolver_v4: resolver.ports().v4,
+        resolver_v6: resolver.ports().v6.unwrap_or(0),
+        addresses: Addresses::new(&[])?,
+        names,
+    };
+    let fenced =
+        Fenced::start(&mut kernel, &cgroup, &id, &spec).inspect_err(|_| discard(&cgroup))?;
+    let (account, command) = (&options.account, &options.command);
+    let proven = prove(account, command, (&id, &cgroup), &kernel, &mut events).await;
+    let (starting, findings) = match proven {
+        Ok(proven) => proven,
+        Err(error) => {
+            fenced.end(&cgroup)?;
+            return Err(error);
+        }
+    };
 
-    audit.recorder().job("started");
-    if let Some(fault) = audit.recorder().log_fault() {
-        fenced.end(&cgroup)?;
-        return Err(fault.into());
+    // Everything so far was the probe's. From here on it is the job's.
+    spec.addresses = addresses;
+    if policy.mode == Mode::Audit {
+        spec.state = JobState::AUDIT;
     }
-    let launched = launch::launch(&cgroup, &options.account, &options.command);
-    let (status, not_executed) = match launched {
+    let layers = layers(&kernel, &findings, &options.account);
+    let begun = kernel.replace(&fenced.fence, SLOT, &spec);
+    audit.begin(layers);
+    let fault = audit.recorder().log_fault().map(RunError::from);
+    if let Some(error) = begun.err().map(RunError::from).or(fault) {
+        let ended = starting.end();
+        fenced.end(&cgroup)?;
+        ended.map_err(RunError::Launch)?;
+        return Err(error);
+    }
+    let (status, not_executed) = match starting.release() {
         Ok(child) => {
             hurry();
             let words = options.command.iter();
@@ -222,6 +255,44 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         not_executed,
         failure,
     })
+}
+
+/// Starts the job's first process, and has it prove the fence, which has no rule yet, before it
+/// becomes the command.
+async fn prove(
+    account: &Account,
+    command: &[OsString],
+    job: (&str, &Cgroup),
+    kernel: &Kernel,
+    events: &mut Events,
+) -> Result<(Starting, Findings), RunError> {
+    let (id, cgroup) = job;
+    let targets = Targets::new(id).map_err(failed("put up targets for the self-probe"))?;
+    let aim = targets.aim(cgroup.path());
+    // On this thread, which lasts as long as the job; the waiting on another, since the resolver
+    // has to answer.
+    let starting = Starting::start(account, command, &aim).map_err(RunError::Launch)?;
+    let probed = spawn_blocking(move || starting.probe()).await;
+    let probed = probed.map_err(|error| failed("wait for the self-probe")(error.into()))?;
+    let (starting, outcomes) = probed.map_err(RunError::Launch)?;
+    match probe::judge(&outcomes, &events.take(), Means::find(kernel.has_lsm())) {
+        Ok(findings) => Ok((starting, findings)),
+        Err(error) => {
+            starting.end().map_err(RunError::Launch)?;
+            Err(error.into())
+        }
+    }
+}
+
+/// What holds a job that has been launched.
+fn layers(kernel: &Kernel, findings: &Findings, account: &Account) -> Layers {
+    Layers {
+        cgroup: kernel.programs().collect(),
+        lsm: findings.lsm,
+        seccomp: true,
+        landlock: findings.landlock,
+        capabilities: launch::kept(account),
+    }
 }
 
 /// Gives this process precedence over the job's: names have to be answered, and a process that was
@@ -274,7 +345,7 @@ async fn resolver(
 struct Fenced {
     reaper: Reaper,
     /// Holds the lock that says that the job has an agent.
-    _fence: kernel::Fence,
+    fence: kernel::Fence,
 }
 
 impl Fenced {
@@ -282,25 +353,11 @@ impl Fenced {
         kernel: &mut Kernel,
         cgroup: &Cgroup,
         id: &str,
-        resolver: &Resolver,
-        policy: &Job,
-        addresses: Addresses,
+        spec: &JobSpec,
     ) -> Result<Self, RunError> {
-        let spec = JobSpec {
-            state: match policy.mode {
-                Mode::Enforce => JobState::ENFORCE,
-                Mode::Audit => JobState::AUDIT,
-            },
-            resolver_v4: resolver.ports().v4,
-            resolver_v6: resolver.ports().v6.unwrap_or(0),
-            addresses,
-        };
-        let fence = kernel.fence(cgroup.path(), id, SLOT, &spec)?;
+        let fence = kernel.fence(cgroup.path(), id, SLOT, spec)?;
         match Reaper::start(cgroup, fence.pins()) {
-            Ok(reaper) => Ok(Self {
-                reaper,
-                _fence: fence,
-            }),
+            Ok(reaper) => Ok(Self { reaper, fence }),
             Err(error) => {
                 fence.discard().map_err(failed("take down the fence"))?;
                 Err(failed("start the reaper")(error))
@@ -396,6 +453,7 @@ fn process_events(audit: &Audit) -> io::Result<Option<AsyncFd<OwnedFd>>> {
 struct Events {
     ring: RingBuf<MapData>,
     readable: AsyncFd<OwnedFd>,
+    connections: Connections,
     /// Whether some were left when it was last drained.
     more: bool,
 }
@@ -410,8 +468,18 @@ impl Events {
         Ok(Self {
             ring,
             readable,
+            connections: Connections::open().map_err(failed("open sock_diag"))?,
             more: false,
         })
+    }
+
+    /// Takes what was reported so far.
+    fn take(&mut self) -> Vec<abi::Event> {
+        let mut taken = Vec::new();
+        while let Some(item) = self.ring.next() {
+            taken.extend(abi::decode(&item).map(|(event, _)| event));
+        }
+        taken
     }
 
     /// Takes a batch of attempts, and says whether there may be more.
@@ -422,10 +490,12 @@ impl Events {
                 self.more = false;
                 return false;
             };
-            match abi::Event::read_from_bytes(&item) {
-                Ok(event) => recorder.kernel(&event),
-                Err(_) => tracing::error!(bytes = item.len(), "an event of the wrong size"),
-            }
+            let Some((event, name)) = abi::decode(&item) else {
+                tracing::error!(bytes = item.len(), "an event of the wrong size");
+                continue;
+            };
+            self.connections.end(&event);
+            recorder.kernel(&event, name.as_ref());
         }
         self.more = true;
         true
@@ -436,10 +506,17 @@ impl Events {
 struct Audit {
     recorder: Mutex<Recorder>,
     clients: Clients,
+    /// Whether the job has begun. Questions before that are the self-probe's.
+    live: AtomicBool,
     changed: Notify,
 }
 
 impl Audit {
+    fn begin(&self, layers: Layers) {
+        self.recorder().started(layers);
+        self.live.store(true, Ordering::Release);
+    }
+
     fn recorder(&self) -> MutexGuard<'_, Recorder> {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -462,6 +539,9 @@ impl EventSink for Audit {
     }
 
     fn dns(&self, event: DnsEvent) {
+        if !self.live.load(Ordering::Acquire) {
+            return;
+        }
         // A message that could not be read, from somebody else on this host.
         let Some(client) = self.client(event.peer, event.transport) else {
             return;
@@ -514,22 +594,6 @@ fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
     }
 }
 
-/// What the fence of such a job is worth.
-fn assess(policy: &Job, account: &Account) -> State {
-    if policy.mode == Mode::Audit {
-        return State::Auditing;
-    }
-    if account.is_root() {
-        let reason = "the job is root: it can change files that others run outside the fence";
-        return State::Advisory(vec![reason.to_owned()]);
-    }
-    if let Some(group) = &account.privileged_group {
-        let reason = format!("the job's primary group, {group}, can act as root");
-        return State::Advisory(vec![reason]);
-    }
-    State::Enforcing
-}
-
 /// A name for the job that no other on this host has had.
 fn job_id() -> String {
     let since = SystemTime::now()
@@ -540,18 +604,13 @@ fn job_id() -> String {
 
 /// Mounts the bpf file system where it is not mounted yet, as systemd does at boot.
 fn mount_bpffs() -> Result<(), RunError> {
-    /// `BPF_FS_MAGIC` of `linux/magic.h`.
-    const MAGIC: u64 = 0xcafe_4a11;
-    let bpffs = |error: rustix::io::Errno| RunError::Bpffs {
-        source: error.into(),
-    };
-    let found = statfs(kernel::BPFFS).map_err(bpffs)?;
-    if u64::try_from(found.f_type).ok() == Some(MAGIC) {
+    let bpffs = |source| RunError::Bpffs { source };
+    if kernel::is_bpffs().map_err(bpffs)? {
         return Ok(());
     }
     tracing::info!(path = kernel::BPFFS, "mounting the bpf file system");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("bpf", kernel::BPFFS, "bpf", flags, c"mode=0700").map_err(bpffs)
+    mount("bpf", kernel::BPFFS, "bpf", flags, c"mode=0700").map_err(|errno| bpffs(errno.into()))
 }
 
 /// An exit status as shells tell it.

@@ -38,7 +38,7 @@ const COVERED: &str = "bpf";
 const READ_ONLY_PROC: [&str; 2] = ["sys", "sysrq-trigger"];
 
 /// Sockets and devices that lead around the fence for whoever may open them.
-const FILES: [&str; 7] = [
+pub(crate) const FILES: [&str; 8] = [
     // Service managers and container engines: start anything, anywhere.
     "/run/systemd/private",
     "/run/docker.sock",
@@ -47,13 +47,14 @@ const FILES: [&str; 7] = [
     "/run/systemd/resolve/io.systemd.Resolve",
     // Packets that come from an interface are no socket's.
     "/dev/net/tun",
+    "/dev/ppp",
     "/dev/vhost-net",
     "/dev/vhost-vsock",
 ];
 
 /// Folders in which such sockets come and go; the job gets an empty one in place of each. `{uid}`
 /// is its user.
-const FOLDERS: [&str; 12] = [
+pub(crate) const FOLDERS: [&str; 12] = [
     "/run/dbus",
     "/run/containerd",
     "/run/podman",

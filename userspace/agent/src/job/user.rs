@@ -14,6 +14,8 @@ pub struct Account {
     pub gid: u32,
     /// Supplementary groups, the primary one included, but for those that would make it root.
     pub groups: Vec<u32>,
+    /// The groups that are left out for that, with their ids.
+    pub left_out: Vec<(String, u32)>,
     /// The primary group, where it is one that can act as root: that one cannot be left out.
     pub privileged_group: Option<String>,
     /// Name, home folder and shell, for the environment; none for a user id without an entry in
@@ -120,6 +122,7 @@ impl Account {
                     uid,
                     gid,
                     groups: vec![gid],
+                    left_out: Vec::new(),
                     privileged_group: None,
                     entry: None,
                 })
@@ -135,19 +138,24 @@ impl Account {
         let name =
             std::ffi::CString::new(user.name.as_str()).map_err(|_| lookup(nix::Error::EINVAL))?;
         let mut groups = getgrouplist(&name, user.gid).map_err(lookup)?;
+        let mut left_out = Vec::new();
         let mut privileged_group = None;
-        for left_out in LEFT_OUT {
-            if let Some(group) = Group::from_name(left_out).map_err(lookup)? {
-                groups.retain(|&gid| gid != group.gid || gid == user.gid);
-                if group.gid == user.gid {
-                    privileged_group = Some(group.name);
-                }
+        for name in LEFT_OUT {
+            let Some(group) = Group::from_name(name).map_err(lookup)? else {
+                continue;
+            };
+            if group.gid == user.gid {
+                privileged_group = Some(group.name);
+            } else if groups.contains(&group.gid) {
+                groups.retain(|&gid| gid != group.gid);
+                left_out.push((group.name, group.gid.as_raw()));
             }
         }
         Ok(Self {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
             groups: groups.into_iter().map(Gid::as_raw).collect(),
+            left_out,
             privileged_group,
             entry: Some(Entry {
                 name: user.name.clone(),

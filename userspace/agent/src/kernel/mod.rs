@@ -10,31 +10,35 @@
 use std::{
     collections::hash_map::RandomState,
     error::Error,
-    fs::File,
+    fs::{self, File},
     hash::BuildHasher as _,
     io,
     net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
     maps::{
         Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, RingBuf,
         cgroup_storage::CgroupStorageKey, lpm_trie::Key,
     },
     pin::PinError,
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, ProgramError,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, LsmCgroup,
+        ProgramError,
         links::{FdLink, LinkError},
     },
 };
 use ipnet::IpNet;
 use jobfence_abi::{
-    Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_RANGES, PortRange,
+    Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_NAMES, MAX_RANGES,
+    NAME_KEY_LEN, NameKey, PortRange,
 };
+use jobfence_policy::HostPattern;
 use thiserror::Error as ThisError;
 
 #[expect(
@@ -43,10 +47,12 @@ use thiserror::Error as ThisError;
 )]
 use aya::maps::CgroupStorage;
 
+mod destroy;
 mod pins;
 
+pub use destroy::Connections;
 use pins::Pins;
-pub use pins::{Abandoned, abandoned, lock, unpin};
+pub use pins::{Abandoned, abandoned, is_bpffs, lock, unpin};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
 
@@ -65,11 +71,18 @@ const PROGRAMS: [(&str, u32); 10] = [
     ("getpeername6", 30),
 ];
 
+/// The program on `socket_create`, which is there only where the kernel has the hook, and its
+/// attach type.
+const LSM: (&str, u32) = ("socket_create", 43);
+
 const GRANTS_BYTES: usize = size_of::<Grants>();
 const JOB_BYTES: usize = size_of::<Job>();
 
 /// A job's addresses as the kernel sees them: prefix to grants.
 type Trie = LpmTrie<MapData, [u8; 16], [u8; GRANTS_BYTES]>;
+
+/// The names that its connections may be for: the bytes of a [`NameKey`] to grants.
+type NameTrie = LpmTrie<MapData, [u8; NAME_KEY_LEN], [u8; GRANTS_BYTES]>;
 
 /// What went wrong between the agent and the kernel.
 #[derive(Debug, ThisError)]
@@ -154,9 +167,14 @@ pub enum KernelError {
     /// The object lacks a part: it and the agent were built from different sources.
     #[error("the eBPF object has no {0}: build again with `cargo xtask build`")]
     Missing(&'static str),
-    /// More ranges for one prefix than [`MAX_RANGES`].
+    /// More ranges for one prefix or name than [`MAX_RANGES`].
     #[error("{0} would get more than {MAX_RANGES} port ranges: use fewer, wider ranges")]
-    Ranges(IpNet),
+    Ranges(String),
+    /// More names than [`MAX_NAMES`].
+    #[error(
+        "the policy has {0} names for the job, at most {MAX_NAMES} are possible; use wildcards"
+    )]
+    Names(usize),
     /// A file system call failed.
     #[error("{path}: {source}")]
     Io {
@@ -190,6 +208,16 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// The loaded programs.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Whether the program on `socket_create` is loaded.
+    lsm: bool,
+}
+
+/// Whether the kernel was started with BPF among its security modules, as securityfs tells it.
+/// Where that is not mounted nobody can tell, and this says no.
+#[must_use]
+pub fn lsm_listed() -> bool {
+    let list = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    list.trim().split(',').any(|module| module == "bpf")
 }
 
 /// What the kernel has to know of a job.
@@ -202,6 +230,8 @@ pub struct JobSpec {
     pub resolver_v6: u16,
     /// What it may reach.
     pub addresses: Addresses,
+    /// The names that its connections may be for.
+    pub names: Names,
 }
 
 impl Kernel {
@@ -211,8 +241,10 @@ impl Kernel {
     ///
     /// [`KernelError::Load`] and [`KernelError::Program`] when the kernel refuses.
     pub fn load() -> Result<Self, KernelError> {
-        // The object touches no kernel structure, so the kernel's own types, megabytes of them,
-        // need not be read.
+        // One program, where it can be had, needs the number that the kernel's own type information
+        // gives its hook. That is megabytes, so they are read while the kernel is busy verifying.
+        let types = lsm_listed().then(|| thread::spawn(Btf::from_sys_fs));
+        // The object touches no kernel structure, so nothing else needs them.
         let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(Box::new)?;
         for (name, _) in PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
@@ -226,7 +258,27 @@ impl Kernel {
                 source: Box::new(source),
             })?;
         }
-        Ok(Self { ebpf })
+        let lsm = match types {
+            Some(types) => load_lsm(&mut ebpf, types)?,
+            None => false,
+        };
+        Ok(Self { ebpf, lsm })
+    }
+
+    /// The programs that a job is fenced with.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> {
+        self.attached().map(|(name, _)| name)
+    }
+
+    /// Whether a program on `socket_create` is among them. The kernel says that it calls it.
+    #[must_use]
+    pub fn has_lsm(&self) -> bool {
+        self.lsm
+    }
+
+    /// The programs, each with the number of its attach type.
+    pub(crate) fn attached(&self) -> impl Iterator<Item = (&'static str, u32)> + use<> {
+        PROGRAMS.into_iter().chain(self.lsm.then_some(LSM))
     }
 
     /// The ring buffer of attempts. Can be taken once.
@@ -273,8 +325,8 @@ impl Kernel {
             .map_err(|source| io_error(cgroup, source))?
             .ino();
         let pins = Pins::make(id)?;
-        let fence = Fence { pins };
-        match self.fill(&fence, &folder, cgroup, cgroup_id, slot, spec) {
+        let fence = Fence { pins, cgroup_id };
+        match self.fill(&fence, &folder, cgroup, slot, spec) {
             Ok(()) => Ok(fence),
             Err(error) => {
                 if let Err(error) = fence.discard() {
@@ -290,11 +342,10 @@ impl Kernel {
         fence: &Fence,
         folder: &File,
         cgroup: &Path,
-        cgroup_id: u64,
         slot: u32,
         spec: &JobSpec,
     ) -> Result<(), KernelError> {
-        for (name, _) in PROGRAMS {
+        for (name, _) in self.attached() {
             let link = self.attach(name, folder, cgroup)?;
             let path = fence.pins().join(name);
             link.pin(&path).map_err(|source| KernelError::Pin {
@@ -304,34 +355,57 @@ impl Kernel {
             })?;
         }
 
+        self.write(fence, slot, spec, 1)?;
+        let slots_of = self.attached();
+        #[expect(deprecated, reason = "see the import")]
+        let mut slots: CgroupStorage<&mut MapData, u32> = borrow(&mut self.ebpf, "SLOTS")?;
+        for (_, attach_type) in slots_of {
+            slots
+                .insert(CgroupStorageKey::new(fence.cgroup_id, attach_type), slot, 0)
+                .map_err(map("SLOTS"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the fenced job another specification than the one it was fenced with, and begins its
+    /// counters anew. Nothing may be running in the cgroup that could use both.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`] and [`KernelError::Missing`].
+    pub fn replace(&mut self, fence: &Fence, slot: u32, spec: &JobSpec) -> Result<(), KernelError> {
+        self.write(fence, slot, spec, 2)
+    }
+
+    fn write(
+        &mut self,
+        fence: &Fence,
+        slot: u32,
+        spec: &JobSpec,
+        generation: u32,
+    ) -> Result<(), KernelError> {
         let mut tries: ArrayOfMaps<&mut MapData, Trie> = borrow(&mut self.ebpf, "ADDRESSES")?;
         tries
             .set(slot, &spec.addresses.trie(), 0)
             .map_err(map("ADDRESSES"))?;
+
+        let mut tries: ArrayOfMaps<&mut MapData, NameTrie> = borrow(&mut self.ebpf, "NAMES")?;
+        tries.set(slot, &spec.names.trie, 0).map_err(map("NAMES"))?;
 
         let mut counters: Array<&mut MapData, [u8; 16]> = borrow(&mut self.ebpf, "COUNTERS")?;
         counters.set(slot, [0; 16], 0).map_err(map("COUNTERS"))?;
 
         let job = Job {
             state: spec.state,
-            generation: 1,
+            generation,
             resolver_v4: spec.resolver_v4,
             resolver_v6: spec.resolver_v6,
-            id: job_number(cgroup_id),
-            key: RandomState::new().hash_one(cgroup_id),
+            id: job_number(fence.cgroup_id),
+            key: RandomState::new().hash_one(fence.cgroup_id),
         };
         let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
         let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(job);
-        jobs.set(slot, bytes, 0).map_err(map("JOBS"))?;
-
-        #[expect(deprecated, reason = "see the import")]
-        let mut slots: CgroupStorage<&mut MapData, u32> = borrow(&mut self.ebpf, "SLOTS")?;
-        for (_, attach_type) in PROGRAMS {
-            slots
-                .insert(CgroupStorageKey::new(cgroup_id, attach_type), slot, 0)
-                .map_err(map("SLOTS"))?;
-        }
-        Ok(())
+        jobs.set(slot, bytes, 0).map_err(map("JOBS"))
     }
 
     fn attach(
@@ -373,6 +447,14 @@ impl Kernel {
                     .map_err(failed)?;
                 link.try_into().map_err(unpinnable)
             }
+            "socket_create" => {
+                let program = <&mut LsmCgroup>::try_from(program).map_err(failed)?;
+                let link = program
+                    .attach(folder)
+                    .and_then(|id| program.take_link(id))
+                    .map_err(failed)?;
+                Ok(link.into())
+            }
             _ => {
                 let program = <&mut CgroupSockAddr>::try_from(program).map_err(failed)?;
                 let link = program
@@ -403,6 +485,7 @@ const NO_PREALLOC: u32 = 1;
 /// when the kernel says that it fences nothing any more.
 pub struct Fence {
     pins: Pins,
+    cgroup_id: u64,
 }
 
 impl Fence {
@@ -442,7 +525,7 @@ impl Addresses {
                 source,
             })?;
         for (net, ranges) in prefixes {
-            let grants = Grants::new(ranges).ok_or(KernelError::Ranges(*net))?;
+            let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
             insert(&mut trie, *net, &grants)?;
         }
         Ok(Self {
@@ -457,7 +540,7 @@ impl Addresses {
     /// [`KernelError::Ranges`], and [`KernelError::Map`] when the job's map is full.
     pub fn set(&self, addr: IpAddr, ranges: &[PortRange]) -> Result<(), KernelError> {
         let net = IpNet::from(addr);
-        let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net))?;
+        let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
         insert(&mut self.trie(), net, &grants)
     }
 
@@ -473,6 +556,44 @@ fn insert(trie: &mut Trie, net: IpNet, grants: &Grants) -> Result<(), KernelErro
     let key = Key::new(mapped + u32::from(net.prefix_len()), addr);
     let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(*grants);
     trie.insert(&key, value, 0).map_err(map("ADDRESSES"))
+}
+
+/// The names of one job in the kernel. They do not change while it runs.
+pub struct Names {
+    trie: NameTrie,
+}
+
+impl Names {
+    /// What a policy says of names: patterns for longest-prefix matching, from their end.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Ranges`], [`KernelError::Names`], and [`KernelError::Map`] when the kernel
+    /// makes no map.
+    pub fn new(names: &[(&HostPattern, Vec<PortRange>)]) -> Result<Self, KernelError> {
+        if names.len() > MAX_NAMES as usize {
+            return Err(KernelError::Names(names.len()));
+        }
+        let mut trie =
+            NameTrie::create(MAX_NAMES, NO_PREALLOC).map_err(|source| KernelError::Create {
+                map: "NAMES",
+                source,
+            })?;
+        for (pattern, ranges) in names {
+            let grants =
+                Grants::new(ranges).ok_or_else(|| KernelError::Ranges(pattern.to_string()))?;
+            let base = pattern.base().as_str();
+            let key = if pattern.is_wildcard() {
+                NameKey::below(base)
+            } else {
+                NameKey::exact(base)
+            };
+            let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(grants);
+            trie.insert(&Key::new(key.bits, key.data), value, 0)
+                .map_err(map("NAMES"))?;
+        }
+        Ok(Self { trie })
+    }
 }
 
 /// [`ClientKey`] to [`Client`].
@@ -501,6 +622,33 @@ impl Clients {
         let bytes = map.get(&key, 0).ok()?;
         Some(zerocopy::transmute!(bytes))
     }
+}
+
+/// Loads the program on `socket_create`; `false` where the kernel, for all its list of modules,
+/// cannot have it: no type information (`CONFIG_DEBUG_INFO_BTF`), no such hook (before Linux 6.0),
+/// no trampolines. What jobfence launches is held by seccomp all the same, and the job's first
+/// event says that this layer is not there.
+fn load_lsm(
+    ebpf: &mut Ebpf,
+    types: JoinHandle<Result<Btf, BtfError>>,
+) -> Result<bool, KernelError> {
+    let (name, _) = LSM;
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+    let program = <&mut LsmCgroup>::try_from(program).map_err(|source| KernelError::Program {
+        program: name,
+        source: Box::new(source),
+    })?;
+    let Ok(types) = types.join() else {
+        tracing::debug!("no program on socket_create: the kernel's types could not be read");
+        return Ok(false);
+    };
+    let loaded = types
+        .map_err(ProgramError::from)
+        .and_then(|types| program.load(name, &types));
+    if let Err(error) = &loaded {
+        tracing::debug!(error = causes(error), "no program on socket_create");
+    }
+    Ok(loaded.is_ok())
 }
 
 /// A number for a job, by its cgroup's id. Those count up from boot, so two jobs with the same low

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::{BPFFS, KernelError};
 use crate::sys;
@@ -30,6 +30,18 @@ pub struct Abandoned {
     /// Their folder.
     pub folder: PathBuf,
     _lock: File,
+}
+
+/// Whether a bpf file system is mounted at [`BPFFS`].
+///
+/// # Errors
+///
+/// What the file system says: above all that there is no such folder.
+pub fn is_bpffs() -> io::Result<bool> {
+    /// `BPF_FS_MAGIC` of `linux/magic.h`.
+    const MAGIC: u64 = 0xcafe_4a11;
+    let found = statfs(BPFFS)?;
+    Ok(u64::try_from(found.f_type).ok() == Some(MAGIC))
 }
 
 /// The folder above the jobs' folders.

@@ -17,6 +17,7 @@ use jobfence_abi::{Addr, Reason};
 use jobfence_policy::{Job, Location, Mode, Name, NameVerdict, Rule};
 use tokio::sync::Semaphore;
 
+use super::allowance::{Allowance, Exceeded};
 use super::answer::{self, Class, classify, furthest_class};
 use super::message::{self, ExtendedError, Question, Reply, Unreadable};
 use super::table::Table;
@@ -34,6 +35,7 @@ pub(super) struct Decider {
     pub(super) job: Arc<Job>,
     pub(super) own_names: OwnNames,
     pub(super) upstream: Upstream,
+    pub(super) allowance: Allowance,
     pub(super) table: Arc<Table>,
     pub(super) addresses: Arc<dyn AddressSink>,
     pub(super) events: Arc<dyn EventSink>,
@@ -225,20 +227,21 @@ impl Decider {
         let is_address = matches!(question.kind(), RecordType::A | RecordType::AAAA);
         match self.job.name_verdict(&name) {
             NameVerdict::Allowed(rules) if is_address => {
-                self.resolve(
-                    question,
-                    &name,
-                    &rules,
-                    Finding::allow(rules.first().copied()),
-                )
-                .await
+                let rule = rules.first().copied();
+                let admitted = rule.map_or(Ok(()), |rule| self.allowance.admit(&name, rule));
+                let finding = match admitted {
+                    Ok(()) => Finding::allow(rule),
+                    Err(_) if self.audits() => Finding::deny(Reason::LIMIT, rule),
+                    Err(exceeded) => return too_much(exceeded, rule),
+                };
+                self.resolve(question, &name, &rules, finding).await
             }
             NameVerdict::Allowed(rules) => other_type(question.kind(), rules.first().copied()),
             NameVerdict::Denied(rule) if self.audits() && is_address => {
                 let finding = Finding::deny(Reason::DENIED, Some(rule));
                 self.resolve(question, &name, &[], finding).await
             }
-            NameVerdict::Denied(rule) => denied(&name, rule),
+            NameVerdict::Denied(rule) => self.denied(&name, rule),
             NameVerdict::Unknown if self.audits() && is_address => {
                 let finding = Finding::deny(Reason::NAME, None);
                 self.resolve(question, &name, &[], finding).await
@@ -306,10 +309,37 @@ impl Decider {
         }
     }
 
+    /// The code of a refused name. In audit mode it has addresses, and clients take "no such name"
+    /// for an answer about all types.
+    fn refusal(&self) -> ResponseCode {
+        if self.audits() {
+            ResponseCode::NoError
+        } else {
+            ResponseCode::NXDomain
+        }
+    }
+
+    fn denied(&self, name: &Name, rule: &Rule) -> Outcome {
+        let reason = rule
+            .reason
+            .as_deref()
+            .map_or_else(String::new, |reason| format!(": {reason}"));
+        Outcome {
+            reply: Reply::empty(self.refusal()).because(
+                ExtendedError::Blocked,
+                format!("jobfence: a rule denies {name}{reason}"),
+            ),
+            finding: Some(Finding {
+                violation: rule.fail,
+                ..Finding::deny(Reason::DENIED, Some(rule))
+            }),
+        }
+    }
+
     /// A name of which no rule speaks; `name` is `None` when it is no host name at all.
     fn unknown(&self, shown: &str, name: Option<&Name>) -> Outcome {
         Outcome {
-            reply: Reply::empty(ResponseCode::NXDomain).because(
+            reply: Reply::empty(self.refusal()).because(
                 ExtendedError::Blocked,
                 format!("jobfence: no rule allows {shown}"),
             ),
@@ -503,19 +533,14 @@ fn other_type(kind: RecordType, rule: Option<&Rule>) -> Outcome {
     }
 }
 
-fn denied(name: &Name, rule: &Rule) -> Outcome {
-    let reason = rule
-        .reason
-        .as_deref()
-        .map_or_else(String::new, |reason| format!(": {reason}"));
+/// An allowed name with which the job would say more than it may.
+fn too_much(exceeded: Exceeded, rule: Option<&Rule>) -> Outcome {
     Outcome {
-        reply: Reply::empty(ResponseCode::NXDomain).because(
-            ExtendedError::Blocked,
-            format!("jobfence: a rule denies {name}{reason}"),
-        ),
+        reply: Reply::empty(ResponseCode::NXDomain)
+            .because(ExtendedError::Blocked, format!("jobfence: {exceeded}")),
         finding: Some(Finding {
-            violation: rule.fail,
-            ..Finding::deny(Reason::DENIED, Some(rule))
+            violation: true,
+            ..Finding::deny(Reason::LIMIT, rule)
         }),
     }
 }

@@ -9,6 +9,8 @@
 //! - An allowed name is asked for with a question of our own making, for A and AAAA only. From
 //!   the answer only the CNAME chain of that name counts, and addresses of the host's own
 //!   surroundings are left out unless a rule says `private: true` (DNS rebinding).
+//! - Below a wildcard the job chooses the name, and so only so many and so long ones are asked
+//!   for.
 //! - Each address is handed to an [`AddressSink`] *before* the answer leaves, so the job never
 //!   holds an address that it cannot use. It stays usable for the job's life.
 //! - Every question becomes a [`DnsEvent`], but for what needs no rule (`localhost`) and for
@@ -16,10 +18,14 @@
 //!
 //! In audit mode refused names are resolved too. Types other than A and AAAA are not.
 //!
-//! `decide.rs` holds the order of the checks, `answer.rs` what an answer may hold.
+//! `decide.rs` holds the order of the checks, `answer.rs` what an answer may hold, `allowance.rs`
+//! how much the job may say in names.
 
+mod allowance;
 mod answer;
 mod decide;
+#[cfg(test)]
+mod fuzz;
 mod hosts;
 mod message;
 mod server;
@@ -38,6 +44,7 @@ use jobfence_abi::Reason;
 use jobfence_policy::{Job, Location, Name};
 use tokio::task::JoinSet;
 
+use self::allowance::Allowance;
 use self::decide::{Decider, OwnNames};
 pub use self::hosts::hosts;
 use self::server::Pair;
@@ -83,8 +90,7 @@ impl Resolver {
     ///
     /// When `resolv_conf` does not parse or a socket cannot be bound.
     pub async fn bind(config: Config<'_>) -> Result<Self, NamesError> {
-        let upstream = Upstream::new(config.resolv_conf)
-            .map_err(|error| NamesError::ResolvConf(Box::new(error)))?;
+        let upstream = upstream(config.resolv_conf)?;
         Self::bind_with(config, upstream).await
     }
 
@@ -100,6 +106,7 @@ impl Resolver {
             job: config.job,
             own_names: OwnNames::new(config.host_name, upstream.search()),
             upstream,
+            allowance: Allowance::default(),
             table: config.table,
             addresses: config.addresses,
             events: config.events,
@@ -138,6 +145,19 @@ impl Resolver {
         }
         self.decider.settle().await;
     }
+}
+
+fn upstream(resolv_conf: &str) -> Result<Upstream, NamesError> {
+    Upstream::new(resolv_conf).map_err(|error| NamesError::ResolvConf(Box::new(error)))
+}
+
+/// Whether a [`Resolver`] can be made of the text of a resolv.conf(5). Nobody is asked anything.
+///
+/// # Errors
+///
+/// [`NamesError::ResolvConf`].
+pub fn check_resolv_conf(resolv_conf: &str) -> Result<(), NamesError> {
+    upstream(resolv_conf).map(drop)
 }
 
 impl fmt::Debug for Resolver {

@@ -66,11 +66,13 @@ enum Zone {
 struct Fake {
     zones: HashMap<String, Zone>,
     asked: Mutex<Vec<String>>,
+    messages: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Fake {
     fn reply(&self, bytes: &[u8], udp: bool) -> Option<Vec<u8>> {
         let question = Message::from_vec(bytes).unwrap();
+        self.messages.lock().unwrap().push(bytes.to_vec());
         let query = question.queries[0].clone();
         let name = query.name().to_ascii();
         assert_eq!(
@@ -640,6 +642,56 @@ async fn a_failing_upstream_is_a_server_failure_and_no_violation() {
     assert!(bed.agent.grants.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn of_a_question_nothing_but_the_name_and_the_type_goes_upstream() {
+    let bed = Bed::new(policy(), &[]).await;
+    let plain = question(wire("n0.wild.test"), RecordType::A, false);
+    let dressed = {
+        let mut message = Message::new(0x5ec7, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = false;
+        message.metadata.authentic_data = true;
+        message.metadata.checking_disabled = true;
+        message.metadata.authoritative = true;
+        message.add_query(Query::query(wire("N1.wILD.test"), RecordType::A));
+        let mut edns = Edns::new();
+        edns.set_max_payload(4000);
+        edns.set_dnssec_ok(true);
+        // A client subnet, a cookie, padding, a name server id and one for local use.
+        for (code, content) in [
+            (8, &[0, 1, 24, 0, 192, 0, 2][..]),
+            (10, b"8 bytes."),
+            (12, b"padding that says something"),
+            (3, b"id"),
+            (65_001, b"data"),
+        ] {
+            edns.options_mut()
+                .insert(EdnsOption::Unknown(code, content.to_vec()));
+        }
+        message.set_edns(edns);
+        let mut bytes = message.to_vec().unwrap();
+        bytes.extend(b"and what follows the message");
+        bytes
+    };
+    for bytes in [plain, dressed] {
+        let reply = bed.exchange(&bytes).await;
+        assert_eq!(code(&reply), ResponseCode::NXDomain);
+        let options = reply
+            .edns
+            .as_ref()
+            .map_or(0, |edns| edns.options().as_ref().len());
+        assert_eq!(options, 0, "options in an answer that explains nothing");
+    }
+    let mut sent = bed.fake.messages.lock().unwrap().clone();
+    assert_eq!(sent.len(), 2, "{sent:02x?}");
+    for (i, bytes) in sent.iter_mut().enumerate() {
+        assert_eq!(bytes[12..15], [2, b'n', b'0' + u8::try_from(i).unwrap()]);
+        bytes[14] = 0;
+    }
+    assert_ne!(sent[0][..2], [0x12, 0x67], "the id of the job's question");
+    assert_ne!(sent[1][..2], [0x5e, 0xc7], "the id of the job's question");
+    assert_eq!(sent[0][2..], sent[1][2..]);
+}
+
 // ---- addresses ----
 
 #[tokio::test]
@@ -928,8 +980,16 @@ async fn audit_mode_keeps_nothing_from_the_job_and_says_what_would_be() {
         assert!(!event.violation);
         assert_eq!(bed.agent.grants.lock().unwrap().last().unwrap().0, name);
     }
-    bed.ask("blocked.test", RecordType::TXT).await;
-    bed.ask("allowed.test", RecordType::TXT).await;
+    for name in ["blocked.test", "denied.test", "allowed.test"] {
+        for kind in [RecordType::TXT, RecordType::HTTPS] {
+            let reply = bed.ask(name, kind).await;
+            assert_eq!(
+                (code(&reply), reply.answers.len()),
+                (ResponseCode::NoError, 0),
+                "{kind} of {name}, which has addresses"
+            );
+        }
+    }
     assert!(bed.events().iter().all(|event| !event.violation));
 }
 
@@ -1010,6 +1070,48 @@ async fn an_answer_too_long_for_a_datagram_is_asked_for_again_over_tcp() {
 }
 
 #[tokio::test]
+async fn each_message_of_a_stream_is_judged_by_itself_and_answered_in_turn() {
+    let bed = Bed::new(policy(), &[("allowed.test", public("allowed.test"))]).await;
+    let names = [
+        "allowed.test",
+        "blocked.test",
+        "allowed.test",
+        "denied.test",
+    ];
+    let mut stream = bed.connect().await;
+    let mut bytes = Vec::new();
+    for name in names {
+        let message = question(wire(name), RecordType::A, true);
+        bytes.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
+        bytes.extend(message);
+    }
+    // In one segment but for the last byte, then that.
+    let (most, last) = bytes.split_at(bytes.len() - 1);
+    stream.write_all(most).await.unwrap();
+    let mut replies = Vec::new();
+    for _ in 1..names.len() {
+        replies.push(read_tcp(&mut stream).await);
+    }
+    stream.write_all(last).await.unwrap();
+    replies.push(read_tcp(&mut stream).await);
+    let found: Vec<_> = replies
+        .iter()
+        .map(|reply| (reply.queries[0].name().to_ascii(), addresses(reply).len()))
+        .collect();
+    let expected = names.map(|name| (format!("{name}."), usize::from(name == "allowed.test")));
+    assert_eq!(found, expected);
+    let reasons: Vec<_> = bed.events().iter().map(|event| event.reason).collect();
+    let expected = [
+        Reason::ALLOWED,
+        Reason::NAME,
+        Reason::ALLOWED,
+        Reason::DENIED,
+    ];
+    assert_eq!(reasons, expected);
+    assert_eq!(bed.asked_upstream(), ["allowed.test. A"]);
+}
+
+#[tokio::test]
 async fn both_address_families_are_served() {
     let bed = Bed::new(policy(), &[("allowed.test", public("allowed.test"))]).await;
     let has_ipv6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
@@ -1038,14 +1140,23 @@ async fn both_address_families_are_served() {
 #[tokio::test]
 async fn questions_beyond_the_limit_fail_at_once_and_cached_names_go_on() {
     let names: Vec<_> = (0..decide::MAX_WAITING + 20)
-        .map(|i| format!("n{i}.wild.test"))
+        .map(|i| format!("n{i}.exact.test"))
         .collect();
+    let hosts: String = names
+        .iter()
+        .chain([&"allowed.test".to_owned()])
+        .map(|name| format!("      - host: {name}\n"))
+        .collect();
+    let text = format!("version: 1\njobs:\n  default:\n    allow:\n{hosts}");
+    let policy = jobfence_policy::Policy::parse("policy.yml", text.as_bytes())
+        .and_then(|policy| policy.job(None))
+        .unwrap_or_else(|error| panic!("{error}"));
     let mut zones: Vec<_> = names
         .iter()
         .map(|name| (name.as_str(), Zone::Silence))
         .collect();
     zones.push(("allowed.test", public("allowed.test")));
-    let bed = Bed::new(policy(), &zones).await;
+    let bed = Bed::new(policy, &zones).await;
     bed.ask("allowed.test", RecordType::A).await;
     bed.events();
     for name in &names {
@@ -1063,6 +1174,72 @@ async fn questions_beyond_the_limit_fail_at_once_and_cached_names_go_on() {
     assert_eq!(reasons, [Reason::LIMIT; 20]);
     let reply = bed.ask("allowed.test", RecordType::A).await;
     assert_eq!(addresses(&reply), [IpAddr::from(PUBLIC)]);
+}
+
+#[tokio::test]
+async fn a_tunnel_in_names_below_a_wildcard_ends_and_other_names_go_on() {
+    let zones = [
+        ("allowed.test", public("allowed.test")),
+        ("mirror.wild.test", public("mirror.wild.test")),
+    ];
+    let bed = Bed::new(policy(), &zones).await;
+    bed.ask("mirror.wild.test", RecordType::A).await;
+    // Three labels of payload below the wildcard, as tunnels make them.
+    let payload = |i: usize| {
+        let label = "d".repeat(57);
+        format!("{label}.{label}.{i:057}.wild.test")
+    };
+    let mut codes = Vec::new();
+    for i in 0..100 {
+        codes.push(code(&bed.ask(&payload(i), RecordType::A).await));
+    }
+    // The zone has none of them, so the codes of both kinds are the same: what differs is who was
+    // asked, and what the events say.
+    assert_eq!(codes, [ResponseCode::NXDomain; 100]);
+    let suffix = ".wild.test. A";
+    let sent: usize = bed
+        .asked_upstream()
+        .iter()
+        .map(|asked| asked.strip_suffix(suffix).unwrap().len())
+        .sum();
+    assert!(sent <= allowance::MAX_BYTES, "{sent} bytes left in names");
+    assert!(sent > allowance::MAX_BYTES / 2, "{sent} bytes are too few");
+    let events = bed.events();
+    let last = events.last().unwrap();
+    assert_eq!((last.verdict, last.reason), (Verdict::Deny, Reason::LIMIT));
+    assert!(last.violation && last.rule.is_some());
+    let refused = events
+        .iter()
+        .filter(|event| event.reason == Reason::LIMIT)
+        .count();
+    assert_eq!(refused, 101 - bed.asked_upstream().len());
+
+    let reply = bed.ask(&payload(99), RecordType::AAAA).await;
+    let (number, text) = extended_error(&reply);
+    assert_eq!(number, 15);
+    assert!(text.ends_with("4096 bytes, the limit"), "{text}");
+    let asked = bed.asked_upstream().len();
+    for name in ["mirror.wild.test", "allowed.test"] {
+        let reply = bed.ask(name, RecordType::A).await;
+        assert_eq!(addresses(&reply), [IpAddr::from(PUBLIC)], "{name}");
+    }
+    // The type is not part of the name: this one was counted before.
+    bed.ask("mirror.wild.test", RecordType::AAAA).await;
+    assert_eq!(bed.asked_upstream().len(), asked + 2);
+}
+
+#[tokio::test]
+async fn in_audit_mode_a_tunnel_goes_on_and_is_noted() {
+    let bed = Bed::new(audited(), &[]).await;
+    let deep = format!("{}wild.test", "a.".repeat(allowance::MAX_DEPTH + 1));
+    bed.ask(&deep, RecordType::A).await;
+    let event = bed.event();
+    assert_eq!(
+        (event.verdict, event.reason),
+        (Verdict::Deny, Reason::LIMIT)
+    );
+    assert!(!event.violation);
+    assert_eq!(bed.asked_upstream().len(), 1);
 }
 
 #[tokio::test]
