@@ -11,7 +11,7 @@ use jobfence_abi::{Addr, DNS_PORT, Flow, Hook, Job, Redirect, Socket, decide, pr
 use crate::{
     maps::{SOCKETS, job},
     process,
-    report::{Attempt, Origin, record, record_new},
+    report::{Attempt, Origin, record, record_new, was_allowed},
     rules::KernelRules,
 };
 
@@ -49,7 +49,12 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         return 1;
     }
     let proto = protocol as u8;
-    let flow = Flow::new(asked.effective(), port, proto);
+    // SAFETY: as above.
+    let zero = unsafe { obscure_zero(addr) };
+    let mut flow = Flow::new(asked.effective(), port, proto);
+    for word in &mut flow.dst.words {
+        *word ^= zero;
+    }
     if port == DNS_PORT
         && (proto == proto::UDP || proto == proto::TCP)
         && redirect(addr, family, asked, job, socket)
@@ -60,6 +65,9 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         // Nothing is sent yet, and often nothing ever is: resolver libraries connect a datagram
         // socket to each address that they found, only to learn which source address the kernel
         // would take (RFC 6724). What is sent is decided as a packet.
+        return 1;
+    }
+    if sending && !flow.dst.is_loopback() && was_allowed(&flow, job, socket) {
         return 1;
     }
     let rules = KernelRules {
@@ -74,7 +82,9 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         },
         source_port: 0,
     };
-    let reason = decide(&flow, job, &rules).reason;
+    let mut reason = decide(&flow, job, &rules).reason;
+    // SAFETY: as above.
+    reason.0 ^= unsafe { obscure_zero(addr) } as u8;
     if !reason.is_reported() {
         return 1;
     }
@@ -161,6 +171,16 @@ pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
         }
     }
     1
+}
+
+/// As `obscure_zero` of [`crate::packet`].
+#[inline(always)]
+unsafe fn obscure_zero(ctx: *const bpf_sock_addr) -> u32 {
+    // SAFETY: the caller's context.
+    unsafe {
+        let protocol = &raw const (*ctx).protocol;
+        protocol.read_volatile() ^ protocol.read_volatile()
+    }
 }
 
 /// The address in the context, an IPv4 one mapped.

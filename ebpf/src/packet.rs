@@ -18,7 +18,7 @@ use jobfence_abi::{
 use crate::{
     maps::{CLIENTS, SOCKETS, job},
     payload,
-    report::{Attempt, Origin, record_new},
+    report::{Attempt, Counter, Origin, count, record_new, was_allowed},
     rules::KernelRules,
 };
 
@@ -38,9 +38,10 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// The bit of a TCP header's fourth word that a connection begins with, and where the header's
-/// length lies in it (RFC 9293 section 3.1).
+/// Bits of a TCP header's fourth word (RFC 9293 section 3.1): a connection begins, and there is
+/// urgent data.
 const SYN: u32 = 1 << 17;
+const URG: u32 = 1 << 21;
 
 /// What a packet's header says.
 pub(crate) struct Header {
@@ -53,6 +54,8 @@ pub(crate) struct Header {
     fault: Reason,
     /// TCP: whether a connection begins with it.
     pub(crate) syn: bool,
+    /// TCP: whether some of the payload is urgent.
+    pub(crate) urgent: bool,
     /// TCP: sequence number of its first byte of payload, host byte order.
     pub(crate) sequence: u32,
     /// TCP: where in the packet the payload begins.
@@ -79,6 +82,7 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         (SOCKETS.find_or_make(sk), sk, state)
     };
     if socket.is_null() {
+        count(slot, Counter::Lost);
         return 0;
     }
     // SAFETY: checked above; see `jobfence_abi::Socket` on what other processors can do.
@@ -102,7 +106,19 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         return i32::from(payload::inspect(skb, sk, slot, job, &header, socket));
     }
 
+    // The same for datagrams, whose sockets two processors can use at once. Not on loopback, as below.
+    if flow.proto == proto::UDP
+        && sound
+        && !flow.dst.is_loopback()
+        && was_allowed(&flow, job, socket)
+    {
+        return 1;
+    }
+
     let Verdict { mut reason, checks } = judge(skb, slot, job, &header);
+    let zero = obscure_zero(skb) as u8;
+    reason.0 ^= zero;
+    let checks = Checks(checks.0 ^ zero);
     if reason == Reason::RESOLVER {
         // Not kept: each question may come from another process.
         remember(slot, &header, socket);
@@ -112,12 +128,16 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         // Not kept either: who listens at a loopback address can change.
         return 1;
     }
-    if flow.proto == proto::TCP && state == LISTEN {
+    let origin = Origin::of(skb, &header);
+    if state == LISTEN {
         // What it was connected to once is not for those whom it accepts.
         socket.allowed = Flow::NONE;
-        if !reason.is_allowed() {
-            reason = Reason::INBOUND;
-        }
+    } else if header.syn {
+        socket.began = origin.cookie;
+    }
+    let accepted = state == LISTEN || socket.began != origin.cookie;
+    if flow.proto == proto::TCP && accepted && reason.is_about_rules() {
+        reason = Reason::INBOUND;
     }
     let attempt = Attempt {
         slot,
@@ -126,7 +146,7 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         family: header.family,
         flow,
         socket_type: 0,
-        origin: Origin::of(skb, &header),
+        origin,
     };
     if !record_new(&attempt, job, socket) {
         return 0;
@@ -195,6 +215,7 @@ fn read(skb: *mut __sk_buff) -> Header {
         family: 0,
         fault: Reason::MALFORMED,
         syn: false,
+        urgent: false,
         sequence: 0,
         payload: 0,
     };
@@ -206,6 +227,16 @@ fn read(skb: *mut __sk_buff) -> Header {
         6 => read_v6(skb, &mut header),
         _ => return header,
     };
+    let zero = obscure_zero(skb);
+    let transport = transport ^ zero;
+    header.family ^= zero as u8;
+    header.fault.0 ^= zero as u8;
+    for word in &mut header.flow.dst.words {
+        *word ^= zero;
+    }
+    for word in &mut header.source.words {
+        *word ^= zero;
+    }
     if !header.fault.is_allowed() {
         return header;
     }
@@ -218,6 +249,7 @@ fn read(skb: *mut __sk_buff) -> Header {
         header.source_port = ((ports >> 16) as u16).to_be();
         header.flow.port = ports as u16;
         header.syn = rest & SYN != 0;
+        header.urgent = rest & URG != 0;
         header.sequence = sequence.wrapping_add(u32::from(header.syn));
         header.payload = transport + (rest >> 28) * 4;
     } else if header.flow.proto == proto::UDP {
@@ -229,6 +261,18 @@ fn read(skb: *mut __sk_buff) -> Header {
         header.flow.port = u16::from_be(destination);
     }
     header
+}
+
+/// Zero, of which the verifier does not know that it is. What is combined with it is no constant to
+/// the verifier, which otherwise goes through all that follows once for each way in which it came
+/// about.
+#[inline(always)]
+fn obscure_zero(skb: *const __sk_buff) -> u32 {
+    // SAFETY: the context is the program's own. Volatile, so that LLVM reads it twice.
+    unsafe {
+        let length = &raw const (*skb).len;
+        length.read_volatile() ^ length.read_volatile()
+    }
 }
 
 /// Reads an IPv4 header (RFC 791) and returns the length of it.

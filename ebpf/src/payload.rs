@@ -23,7 +23,7 @@ use jobfence_abi::{
 use crate::{
     maps::{NAMES, STREAMS},
     packet::{Header, load},
-    report::{Attempt, Counter, Origin, count, record_name},
+    report::{Attempt, Counter, Origin, Recorded, count, record_name},
 };
 
 /// Steps for one packet. Each reads a byte at least; no packet is longer (`GSO_MAX_SIZE` of
@@ -67,34 +67,41 @@ pub(crate) fn inspect(
     // SAFETY: the socket is the packet's own.
     let stream = unsafe { STREAMS.find_or_make(sk) };
     if stream.is_null() {
+        count(slot, Counter::Lost);
         return false;
     }
     // SAFETY: checked above; the socket's lock keeps other programs away.
     let stream = unsafe { &mut *stream };
     if header.syn {
-        stream.restart(header.sequence, socket.checks);
+        stream.restart(header.sequence, socket.checks, job.key);
     } else if stream.checks.is_none() {
         // This socket's connection was not seen to begin: somebody else opened it.
-        stream.restart(header.sequence, socket.checks);
+        stream.restart(header.sequence, socket.checks, job.key);
         stream.fault = Fault::UNSEEN;
+    }
+    if header.urgent && stream.fault.is_none() {
+        stream.fault = Fault::URGENT;
     }
     // SAFETY: the context is the program's own.
     let length = unsafe { (*skb).len };
-    if length <= header.payload {
+    if length <= header.payload && !header.urgent {
         return true;
     }
     let end = header.sequence.wrapping_add(length - header.payload);
-    if end.wrapping_sub(stream.next).wrapping_sub(1) > i32::MAX as u32 {
-        // Sent again.
-        return true;
-    }
-    if stream.next.wrapping_sub(header.sequence) > i32::MAX as u32 {
-        // What lies between was lost on its way here.
-        return false;
-    }
+    // A refusal comes first: it may have read to the end of the packet that it dropped.
     if stream.is_reported() {
         count(slot, Counter::DroppedAgain);
         return false;
+    }
+    if stream.fault.is_none() {
+        if end.wrapping_sub(stream.next).wrapping_sub(1) > i32::MAX as u32 {
+            // Sent again.
+            return true;
+        }
+        if stream.next.wrapping_sub(header.sequence) > i32::MAX as u32 {
+            // What lies between was lost on its way here.
+            return job.state == JobState::AUDIT;
+        }
     }
 
     let reading = Reading {
@@ -127,16 +134,12 @@ pub(crate) fn inspect(
         stream.fault = Fault::TOO_LONG;
     }
 
-    let mut attempt = reading.attempt;
-    attempt.hook = if stream.is_http() {
-        Hook::HTTP
-    } else {
-        Hook::TLS
-    };
     if !stream.fault.is_none() {
-        attempt.reason = refusal(stream);
-        stream.set_reported();
-        let pass = record_name(&attempt, job, socket, stream);
+        let Recorded { written, pass } =
+            record_name(&reading.attempt, refusal(stream), job, socket, stream);
+        if written {
+            stream.set_reported();
+        }
         if pass {
             // What is only watched is not read further: where to go on is not known.
             socket.checks = Checks::NONE;
@@ -178,15 +181,23 @@ unsafe extern "C" fn take_step(_index: u32, reading: *const Reading<'_>) -> i64 
         }
     }
     if stream.is_news() {
-        let mut attempt = reading.attempt;
-        if stream.is_http() {
-            attempt.hook = Hook::HTTP;
-        }
-        if !stream.fault.is_none() {
-            attempt.reason = Reason::HOST_HEADER;
-        }
-        let pass = record_name(&attempt, reading.job, reading.socket, stream);
-        stream.fault = if pass { Fault::NONE } else { Fault::UNRECORDED };
+        let reason = if stream.fault.is_none() {
+            Reason::ALLOWED
+        } else {
+            Reason::HOST_HEADER
+        };
+        let recorded = record_name(
+            &reading.attempt,
+            reason,
+            reading.job,
+            reading.socket,
+            stream,
+        );
+        stream.fault = if recorded.pass {
+            Fault::NONE
+        } else {
+            Fault::UNRECORDED
+        };
     } else if watched {
         stream.fault = Fault::NONE;
     }
@@ -195,7 +206,11 @@ unsafe extern "C" fn take_step(_index: u32, reading: *const Reading<'_>) -> i64 
 
 #[inline(always)]
 fn refusal(stream: &Stream) -> Reason {
-    if stream.is_http() {
+    if stream.fault == Fault::UNSEEN {
+        Reason::INBOUND
+    } else if stream.fault == Fault::UNRECORDED {
+        Reason::AUDIT_LOSS
+    } else if stream.is_http() {
         Reason::HOST_HEADER
     } else {
         Reason::SNI

@@ -1,12 +1,16 @@
 //! Putting attempts into the ring buffer.
 
 use aya_ebpf::{
-    bindings::__sk_buff, helpers::bpf_ktime_get_ns, helpers::generated::bpf_get_socket_cookie,
+    bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_socket_cookie, bpf_ringbuf_query},
+    },
 };
 use core::mem::MaybeUninit;
 use jobfence_abi::{
-    Addr, Event, Fault, Flow, Hook, Job, JobState, NAME_ROOM, NamedEvent, Reason, Socket, Stream,
-    digest,
+    Addr, Event, Fault, Flow, Hook, Job, JobState, NAME_ROOM, NamedEvent, RING_BYTES, Reason,
+    Socket, Stream, digest,
 };
 
 use crate::{
@@ -29,7 +33,7 @@ pub(crate) struct Attempt {
 /// Which socket sent a packet, so that the agent can find it.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin {
-    cookie: u64,
+    pub(crate) cookie: u64,
     source: Addr,
     port: u16,
 }
@@ -53,6 +57,13 @@ impl Origin {
     }
 }
 
+/// Whether the last attempt on `socket` was to `flow` and allowed. One word says so, which two
+/// processors cannot half write, so this holds for datagrams too.
+#[inline(always)]
+pub(crate) fn was_allowed(flow: &Flow, job: &Job, socket: &Socket) -> bool {
+    socket.reported == digest(flow, Reason::ALLOWED, job)
+}
+
 /// Records `attempt` on `socket`, unless it is what was recorded last there, and says whether it
 /// may go on.
 #[inline(always)]
@@ -60,7 +71,7 @@ pub(crate) fn record_new(attempt: &Attempt, job: &Job, socket: &mut Socket) -> b
     if socket.reported != digest(&attempt.flow, attempt.reason, job) {
         return record(attempt, job, socket);
     }
-    let passed = passes(attempt, job);
+    let passed = passes(attempt.reason, job);
     if !passed {
         // A retransmission, or a send after a refused one.
         count(attempt.slot, Counter::DroppedAgain);
@@ -74,69 +85,148 @@ pub(crate) fn record_new(attempt: &Attempt, job: &Job, socket: &mut Socket) -> b
 /// audit mode does it go on, since there nothing is ever denied; it is counted all the same.
 #[inline(always)]
 pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool {
-    let passed = passes(attempt, job);
+    let passed = passes(attempt.reason, job);
     let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
         count(attempt.slot, Counter::Lost);
         return job.state == JobState::AUDIT;
     };
-    entry.write(event(attempt, job, socket, None));
-    entry.submit(0);
+    let to: *mut MaybeUninit<Event> = &raw mut *entry;
+    // SAFETY: the entry has room for an `Event`.
+    unsafe {
+        write_event(
+            to.cast(),
+            attempt,
+            (attempt.hook, attempt.reason),
+            job,
+            socket,
+            None,
+        )
+    };
+    entry.submit(wakeup(passed));
     socket.reported = digest(&attempt.flow, attempt.reason, job);
     passed
 }
 
-/// Records what `stream` says of the name of a connection, and says whether it may go on. What
-/// finds no room is denied, as in [`record`].
+/// What became of a record.
+pub(crate) struct Recorded {
+    /// Whether it was written.
+    pub(crate) written: bool,
+    /// Whether the attempt may go on.
+    pub(crate) pass: bool,
+}
+
+/// Records what `stream` says of the name of a connection, and `reason` for it. What finds no room is
+/// denied, as in [`record`].
+///
+/// The attempt's own hook and reason do not count: a copy of it with others would be too much for
+/// the stack, of which Linux 6.1 rounds every function's part up to 32 bytes.
 #[inline(always)]
-pub(crate) fn record_name(attempt: &Attempt, job: &Job, socket: &Socket, stream: &Stream) -> bool {
+pub(crate) fn record_name(
+    attempt: &Attempt,
+    reason: Reason,
+    job: &Job,
+    socket: &Socket,
+    stream: &Stream,
+) -> Recorded {
     let Some(mut entry) = EVENTS.reserve_untyped::<NamedEvent>(0) else {
         count(attempt.slot, Counter::Lost);
-        return job.state == JobState::AUDIT;
+        return Recorded {
+            written: false,
+            pass: job.state == JobState::AUDIT,
+        };
+    };
+    let hook = if stream.is_http() {
+        Hook::HTTP
+    } else {
+        Hook::TLS
     };
     let to: *mut MaybeUninit<NamedEvent> = &raw mut *entry;
     let to = to.cast::<NamedEvent>();
     // SAFETY: the entry has room for a whole `NamedEvent`. The name is copied word by word, since
     // it fits on no program's stack, and volatile, since LLVM would call `memcpy`.
     unsafe {
-        (&raw mut (*to).event).write(event(attempt, job, socket, Some(stream)));
+        write_event(
+            &raw mut (*to).event,
+            attempt,
+            (hook, reason),
+            job,
+            socket,
+            Some(stream),
+        );
         let from = (&raw const stream.name).cast::<u64>();
         let name = (&raw mut (*to).name).cast::<u64>();
         for index in 0..NAME_ROOM / 8 {
             name.add(index).write_volatile(from.add(index).read());
         }
     }
-    entry.submit(0);
-    passes(attempt, job)
+    let pass = passes(reason, job);
+    entry.submit(wakeup(pass));
+    Recorded {
+        written: true,
+        pass,
+    }
 }
 
+/// Whether the agent is woken for a record, as flags of `bpf_ringbuf_submit`. For a refusal it is,
+/// always: without the flag the kernel leaves out whoever has not read what came before. What is
+/// allowed waits until the agent looks by itself, or the buffer is a quarter full; waking it costs
+/// more than deciding.
 #[inline(always)]
-fn event(attempt: &Attempt, job: &Job, socket: &Socket, stream: Option<&Stream>) -> Event {
-    Event {
-        // SAFETY: the helper only reads the clock.
-        monotonic_ns: unsafe { bpf_ktime_get_ns() },
-        slot: attempt.slot,
-        hook: attempt.hook,
-        reason: attempt.reason,
-        passed: u8::from(passes(attempt, job)),
-        family: attempt.family,
-        flow: attempt.flow,
-        socket_type: attempt.socket_type,
-        pid: socket.pid,
-        uid: socket.uid,
-        comm: socket.comm,
-        cookie: attempt.origin.cookie,
-        source: attempt.origin.source,
-        source_port: attempt.origin.port,
-        fault: stream.map_or(Fault::NONE, |stream| stream.fault),
-        name_len: stream.map_or(0, |stream| stream.name_len),
-        pad: 0,
+fn wakeup(passed: bool) -> u64 {
+    let map = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: the map is this static, which the loader made.
+    let waiting = || unsafe { bpf_ringbuf_query(map, BPF_RB_AVAIL_DATA.into()) };
+    if passed && waiting() < u64::from(RING_BYTES / 4) {
+        BPF_RB_NO_WAKEUP.into()
+    } else {
+        BPF_RB_FORCE_WAKEUP.into()
+    }
+}
+
+/// Writes an event field by field: a whole one, made on the stack first, is a fifth of that.
+///
+/// # Safety
+///
+/// `to` must have room for an event.
+#[inline(always)]
+unsafe fn write_event(
+    to: *mut Event,
+    attempt: &Attempt,
+    (hook, reason): (Hook, Reason),
+    job: &Job,
+    socket: &Socket,
+    stream: Option<&Stream>,
+) {
+    // SAFETY: by the contract; the clock is only read.
+    unsafe {
+        (&raw mut (*to).monotonic_ns).write(bpf_ktime_get_ns());
+        (&raw mut (*to).slot).write(attempt.slot);
+        (&raw mut (*to).hook).write(hook);
+        (&raw mut (*to).reason).write(reason);
+        (&raw mut (*to).passed).write(u8::from(passes(reason, job)));
+        (&raw mut (*to).family).write(attempt.family);
+        (&raw mut (*to).flow).write(attempt.flow);
+        (&raw mut (*to).socket_type).write(attempt.socket_type);
+        (&raw mut (*to).pid).write(socket.pid);
+        (&raw mut (*to).uid).write(socket.uid);
+        (&raw mut (*to).comm).write(socket.comm);
+        (&raw mut (*to).cookie).write(attempt.origin.cookie);
+        (&raw mut (*to).source).write(attempt.origin.source);
+        (&raw mut (*to).source_port).write(attempt.origin.port);
+        let (fault, name_len) = match stream {
+            Some(stream) => (stream.fault, stream.name_len),
+            None => (Fault::NONE, 0),
+        };
+        (&raw mut (*to).fault).write(fault);
+        (&raw mut (*to).name_len).write(name_len);
+        (&raw mut (*to).pad).write(0);
     }
 }
 
 /// Whether an attempt is let through.
 #[inline(always)]
-fn passes(attempt: &Attempt, job: &Job) -> bool {
-    job.state == JobState::AUDIT || attempt.reason.is_allowed()
+fn passes(reason: Reason, job: &Job) -> bool {
+    job.state == JobState::AUDIT || reason.is_allowed()
 }
 
 /// A counter of [`jobfence_abi::Counters`].

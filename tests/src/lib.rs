@@ -20,6 +20,7 @@ mod fence;
 mod host;
 mod http;
 mod internet;
+pub mod program;
 mod run;
 mod servers;
 mod tls;

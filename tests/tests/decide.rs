@@ -1,41 +1,21 @@
 //! The program in the kernel and [`jobfence_abi::decide`] on the host give the same verdict, for
-//! the same reason, on packets of all sorts. `BPF_PROG_TEST_RUN` runs the loaded program on a
-//! packet without sending it.
-//!
-//! Such a run has a cgroup storage of zeros, which names slot 0. No job ever has that slot, so
-//! the test can put one there.
+//! the same reason, on packets of all sorts. What connections say of names is in
+//! `fuzz/program.rs`.
 #![expect(
     clippy::unwrap_used,
     reason = "all of this is a test; clippy sees only functions with #[test] as such"
 )]
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    path::Path,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, LpmTrie, MapData, RingBuf, lpm_trie::Key},
-    programs::{CgroupSkb, TestRun as _, TestRunOptions},
-};
 use jobfence_abi::{
-    Addr, Event, Flow, Grants, Hook, Job, JobState, Peer, PortRange, Reason, Rules, decide, proto,
+    Addr, Event, Flow, Grants, Hook, JobState, Peer, PortRange, Reason, Rules, decide, proto,
 };
+use jobfence_tests::program::{Prefix, Program, job, packet};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-
-type Trie = LpmTrie<MapData, [u8; 16], [u8; size_of::<Grants>()]>;
-
-/// A prefix of a job's addresses, by the length of the mapped form, with what it grants.
-#[derive(Clone, Debug)]
-struct Prefix {
-    addr: Addr,
-    bits: u32,
-    grants: Grants,
-}
 
 /// [`Rules`] without a kernel: the longest prefix by comparing all, and the ports on which
 /// somebody listens.
@@ -75,85 +55,11 @@ fn matches(prefix: &Prefix, dst: &Addr) -> bool {
     cut(prefix.addr) == cut(*dst)
 }
 
-/// The loaded program.
-struct Program {
-    ebpf: Ebpf,
-    events: RingBuf<MapData>,
-}
-
-impl Program {
-    fn load() -> Self {
-        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/jobfence.bpf.o");
-        let bytes = std::fs::read(&object).expect("run `cargo xtask build` first");
-        let mut ebpf = EbpfLoader::new()
-            .load(&bytes)
-            .expect("the kernel takes the object: run the tests as root");
-        let events = ebpf.take_map("EVENTS").unwrap();
-        Self::egress(&mut ebpf).load().unwrap();
-        Self {
-            events: RingBuf::try_from(events).unwrap(),
-            ebpf,
-        }
-    }
-
-    fn egress(ebpf: &mut Ebpf) -> &mut CgroupSkb {
-        ebpf.program_mut("egress").unwrap().try_into().unwrap()
-    }
-
-    fn set(&mut self, job: Job, prefixes: &[Prefix]) {
-        let mut trie = Trie::create(jobfence_abi::MAX_ADDRESSES, 1).unwrap();
-        for prefix in prefixes {
-            let key = Key::new(prefix.bits, zerocopy::transmute!(prefix.addr));
-            let grants: [u8; size_of::<Grants>()] = zerocopy::transmute!(prefix.grants);
-            trie.insert(&key, grants, 0).unwrap();
-        }
-        let tries = self.ebpf.map_mut("ADDRESSES").unwrap();
-        let mut tries: ArrayOfMaps<&mut MapData, Trie> = tries.try_into().unwrap();
-        tries.set(0, &trie, 0).unwrap();
-        let jobs = self.ebpf.map_mut("JOBS").unwrap();
-        let mut jobs: Array<&mut MapData, [u8; size_of::<Job>()]> = jobs.try_into().unwrap();
-        let job: [u8; size_of::<Job>()] = zerocopy::transmute!(job);
-        jobs.set(0, job, 0).unwrap();
-    }
-
-    /// Runs the program on a packet; says whether it passed, and what was reported.
-    fn run(&mut self, packet: &[u8]) -> (bool, Option<Event>) {
-        // The kernel takes the header of a link layer off before the program sees the packet.
-        let frame = [&[0; 14], packet].concat();
-        let options = TestRunOptions {
-            data_in: Some(&frame),
-            ..TestRunOptions::new()
-        };
-        let result = Self::egress(&mut self.ebpf).test_run(options).unwrap();
-        let event = self
-            .events
-            .next()
-            .map(|item| jobfence_abi::decode(&item).unwrap().0);
-        assert!(self.events.next().is_none(), "two events of one packet");
-        (result.return_value == 1, event)
-    }
-}
-
-/// A packet of `flow`, well-formed.
-fn packet(flow: &Flow) -> Vec<u8> {
-    let mut packet = match IpAddr::from(flow.dst) {
-        IpAddr::V4(dst) => {
-            let mut header = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, flow.proto, 0, 0];
-            header.extend(Ipv4Addr::new(192, 0, 2, 2).octets());
-            header.extend(dst.octets());
-            header
-        }
-        IpAddr::V6(dst) => {
-            let mut header = vec![0x60, 0, 0, 0, 0, 20, flow.proto, 64];
-            header.extend(Ipv6Addr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, 2]).octets());
-            header.extend(dst.octets());
-            header
-        }
-    };
-    packet.extend(40_000_u16.to_be_bytes());
-    packet.extend(flow.port.to_be_bytes());
-    packet.extend([0; 16]);
-    packet
+/// Runs the program on a packet that carries nothing, of which there is one event at most.
+fn run(program: &mut Program, packet: &[u8]) -> (bool, Option<Event>) {
+    let (passed, reports) = program.run(packet).unwrap();
+    assert!(reports.len() < 2, "two events of one packet");
+    (passed, reports.first().map(|(event, _)| *event))
 }
 
 fn some_addr() -> impl Strategy<Value = Addr> {
@@ -208,17 +114,6 @@ fn some_prefix() -> impl Strategy<Value = Prefix> {
     })
 }
 
-fn job(state: JobState) -> Job {
-    Job {
-        state,
-        generation: 1,
-        resolver_v4: 5300,
-        resolver_v6: 5301,
-        id: 7,
-        key: 1,
-    }
-}
-
 #[test]
 fn the_program_decides_as_the_host_does() {
     // Somebody outside the job listens; the program finds the sockets in this namespace.
@@ -229,7 +124,7 @@ fn the_program_decides_as_the_host_does() {
         udp.local_addr().unwrap().port(),
     ];
 
-    let mut program = Program::load();
+    let mut program = Program::load().unwrap();
     let states = [JobState::ENFORCE, JobState::AUDIT, JobState::CLOSED];
     let to_listener = prop::sample::select(outside.to_vec());
     let port = prop_oneof![8 => some_port(), 1 => to_listener, 1 => 5300..=5301_u16];
@@ -261,7 +156,7 @@ fn the_program_decides_as_the_host_does() {
                     kept.push(prefix);
                 }
             }
-            program.set(job(state), &kept);
+            program.set(job(state), &kept).unwrap();
             let rules = HostRules {
                 prefixes: &kept,
                 outside,
@@ -272,7 +167,7 @@ fn the_program_decides_as_the_host_does() {
                     continue;
                 }
                 let reason = decide(&flow, &job(state), &rules).reason;
-                let (passed, event) = program.run(&packet(&flow));
+                let (passed, event) = run(program, &packet(&flow));
                 let expected = state == JobState::AUDIT || reason.is_allowed();
                 prop_assert_eq!(passed, expected, "{:?}: {}", flow, reason.word());
                 match event {
@@ -307,7 +202,7 @@ fn the_program_decides_as_the_host_does() {
 /// Everything is allowed here, so only the packet's form can be the reason.
 #[test]
 fn packets_that_hide_where_they_go_are_refused() {
-    let mut program = Program::load();
+    let mut program = Program::load().unwrap();
     let all = [
         PortRange::new(proto::TCP, 0, u16::MAX),
         PortRange::new(proto::UDP, 0, u16::MAX),
@@ -317,7 +212,7 @@ fn packets_that_hide_where_they_go_are_refused() {
         bits: 0,
         grants: Grants::new(&all).unwrap(),
     };
-    program.set(job(JobState::ENFORCE), &[everything]);
+    program.set(job(JobState::ENFORCE), &[everything]).unwrap();
     let v4 = packet(&Flow::new(
         IpAddr::from([198, 51, 100, 7]).into(),
         443,
@@ -329,7 +224,7 @@ fn packets_that_hide_where_they_go_are_refused() {
         proto::UDP,
     ));
     assert!(
-        program.run(&v4).0 && program.run(&v6).0,
+        run(&mut program, &v4).0 && run(&mut program, &v6).0,
         "the packets as such are allowed"
     );
 
@@ -351,7 +246,7 @@ fn packets_that_hide_where_they_go_are_refused() {
         (with(&v6, 6, 50), Reason::PROTOCOL),
         (with(&v4, 9, 132), Reason::PROTOCOL),
     ] {
-        let (passed, event) = program.run(&packet);
+        let (passed, event) = run(&mut program, &packet);
         assert!(!passed, "passed: {packet:02x?}");
         assert_eq!(
             event.map(|event| event.reason),
@@ -363,7 +258,7 @@ fn packets_that_hide_where_they_go_are_refused() {
         // A whole TCP header; of UDP's the ports.
         let needed = if whole[0] == 0x45 { 36 } else { 44 };
         for length in 0..whole.len() {
-            let (passed, _) = program.run(&whole[..length]);
+            let (passed, _) = run(&mut program, &whole[..length]);
             assert_eq!(passed, length >= needed, "{length} bytes");
         }
     }
@@ -371,9 +266,9 @@ fn packets_that_hide_where_they_go_are_refused() {
 
 #[test]
 fn a_job_without_a_state_is_closed() {
-    let mut program = Program::load();
+    let mut program = Program::load().unwrap();
     let flow = Flow::new(IpAddr::from([198, 51, 100, 7]).into(), 443, proto::TCP);
-    let (passed, event) = program.run(&packet(&flow));
+    let (passed, event) = run(&mut program, &packet(&flow));
     assert!(!passed);
     assert_eq!(event.unwrap().reason, Reason::CLOSED);
 }

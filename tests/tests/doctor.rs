@@ -10,7 +10,7 @@ use serde_json::Value;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The checks, in their order. Scripts use these names.
-const IDS: [&str; 22] = [
+const IDS: [&str; 23] = [
     "root",
     "capabilities",
     "kernel",
@@ -29,6 +29,7 @@ const IDS: [&str; 22] = [
     "ptrace",
     "ipv6",
     "process-events",
+    "refused-connections",
     "groups",
     "sudo",
     "docker-socket",
@@ -176,7 +177,13 @@ fn without_root_it_cannot_and_says_what_it_could_not_check() -> Result<()> {
     let said = Said { report, output };
     said.assert_state("cannot");
     said.assert_check("root", "cannot", &["sudo jobfence doctor"]);
-    for id in ["programs", "co-attached", "trial", "process-events"] {
+    for id in [
+        "programs",
+        "co-attached",
+        "trial",
+        "process-events",
+        "refused-connections",
+    ] {
         said.assert_check(id, "unknown", &[]);
     }
     // Who would call sudo.
@@ -315,7 +322,7 @@ fn a_host_without_user_namespaces_cannot() -> Result<()> {
 fn a_kernel_before_the_floor_cannot() -> Result<()> {
     let said = Said::of(&["setarch", "--uname-2.6"], "nobody")?;
     said.assert_state("cannot");
-    said.assert_check("kernel", "cannot", &["Linux 2.6.", "5.15"]);
+    said.assert_check("kernel", "cannot", &["Linux 2.6.", "5.17"]);
     Ok(())
 }
 

@@ -329,6 +329,94 @@ fn a_program_above_that_overrules_a_refusal_is_found_before_the_command_runs() -
     Ok(())
 }
 
+/// Takes one of its checks (the bits of the last argument) from all that a process, the first argument,
+/// lets a job reach on `127.0.0.1`, as soon as there is anything; until it is killed.
+const UNCHECK: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+pid, check = int(sys.argv[1]), int(sys.argv[2])
+TRIE, KEY, RANGE = 11, struct.pack("<I10x", 128) + b"\xff\xff\x7f\0\0\1", 6
+key, value = ctypes.create_string_buffer(KEY, len(KEY)), ctypes.create_string_buffer(96)
+def bpf(command, format, *words):
+    attributes = struct.pack(format, *words)
+    return libc.syscall(BPF, command, attributes, len(attributes))
+def uncheck(map):
+    # Look up, change, update.
+    element = (map, ctypes.addressof(key), ctypes.addressof(value), 0)
+    if bpf(1, "<I4xQQQ", *element) != 0: return
+    ranges = bytearray(value.raw)
+    for at in range(RANGE - 1, len(ranges), RANGE):
+        if ranges[at] == check: ranges[at] = 0
+    value.raw = bytes(ranges)
+    bpf(2, "<I4xQQQ", *element)
+print("ready", flush=True)
+sys.stdin.readline()
+folder = f"/proc/{pid}/fdinfo"
+while True:
+    try:
+        for name in os.listdir(folder):
+            with open(f"{folder}/{name}") as file: lines = file.read().split("\n")
+            fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            if fields.get("map_type") == str(TRIE) and fields["key_size"] == str(len(KEY)):
+                map = bpf(14, "<III", int(fields["map_id"]), 0, 0)
+                if map >= 0:
+                    uncheck(map)
+                    os.close(map)
+    except OSError:
+        if not os.path.exists(folder): break
+"#;
+
+/// Writes a line to the standard input of `child`, and ends it.
+fn go(child: &mut Child) -> Result<()> {
+    writeln!(child.stdin.take().context("no pipe")?)?;
+    Ok(())
+}
+
+#[test]
+fn a_check_of_payload_that_is_missing_is_found_before_the_command_runs() -> Result<()> {
+    /// Taking the check away races with the probe.
+    const TRIES: usize = 20;
+
+    let internet = Internet::new()?;
+    for (check, what) in [
+        ("1", "send what is no TLS"),
+        ("2", "send a request without"),
+    ] {
+        let ran = internet.home().join(format!("ran-unchecked-{check}"));
+        let mut found = None;
+        for _ in 0..TRIES {
+            // Waits in the shell, whose process it becomes, until the saboteur knows it.
+            let (fenced, _) =
+                Fence::new(&internet, POLICY)?.command(&["touch", &ran.to_string_lossy()])?;
+            let words = std::iter::once(fenced.get_program()).chain(fenced.get_args());
+            let mut command = internet.command("sh");
+            let mut child = command
+                .args(["-c", r#"read go && exec "$@""#, "sh"])
+                .args(words)
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let pid = child.id().to_string();
+            let mut saboteur = Outside::start(&internet, &["python3", "-c", UNCHECK, &pid, check])?;
+            go(&mut saboteur.0)?;
+            go(&mut child)?;
+            let output = child.wait_with_output()?;
+            if output.status.code() == Some(111) {
+                found = Some(String::from_utf8_lossy(&output.stderr).into_owned());
+                break;
+            }
+            // It came too late.
+            let _ = fs::remove_file(&ran);
+        }
+        let said = found.with_context(|| format!("never noticed that nothing asked to {what}"))?;
+        assert!(!ran.exists(), "the command ran all the same: {said}");
+        assert!(said.contains(what), "{said}");
+        assert!(said.contains("it went through"), "{said}");
+    }
+    Ok(())
+}
+
 // Families.
 
 /// Tries to make a socket of each of its arguments, `domain:type:protocol`, with `socket` and

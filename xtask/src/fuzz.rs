@@ -31,6 +31,10 @@ pub(crate) enum Target {
     Tls,
     /// HTTP requests.
     Http,
+    /// The kernel's parsers of both.
+    Stream,
+    /// The loaded program, on packets with ClientHellos and requests. Needs root.
+    Program,
 }
 
 /// How long, and what.
@@ -61,6 +65,8 @@ impl Target {
             Self::Events => (FUZZ, "events::"),
             Self::Tls => (FUZZ, "tls::"),
             Self::Http => (FUZZ, "http::"),
+            Self::Stream => (FUZZ, "stream::"),
+            Self::Program => (FUZZ, "program::"),
         }
     }
 

@@ -109,8 +109,10 @@ enum Task {
     /// tests in each. Prints how many instructions each kernel's verifier walked for each program,
     /// and fails when that is half of what a verifier allows.
     ///
-    /// Needs root, the Debian mirror that apt uses, four gigabytes in target/vm, and a quarter of
-    /// an hour; no part of `test`. `JOBFENCE_BIN` names a jobfence to use in place of a new one.
+    /// Needs root, the Debian mirror that apt uses and four gigabytes in target/vm; no part of
+    /// `test`. Machines are emulated and ten to twenty times slower: all of it takes hours, most of
+    /// them for the attacks. `--test verifier --test decide` takes a minute for each kernel.
+    /// `JOBFENCE_BIN` names a jobfence to use in place of a new one.
     Vm(vm::Options),
     /// Check format, lints, documentation, licences and advisories.
     Lint,

@@ -189,6 +189,13 @@ impl Reason {
         self.0 < 16
     }
 
+    /// Whether the reason is that the rules do not allow the destination.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_about_rules(self) -> bool {
+        self.0 >= Self::NO_RULE.0 && self.0 <= Self::RESOLVER_BYPASS.0
+    }
+
     /// Whether an attempt with this reason is reported by the programs.
     #[must_use]
     #[inline(always)]

@@ -275,6 +275,9 @@ pub struct Socket {
     pub job: u32,
     /// [`Job::generation`] at which `allowed` was decided.
     pub generation: u32,
+    /// Cookie of the socket that began a connection; 0 for none. An accepted connection has its
+    /// listener's entry, and another cookie.
+    pub began: u64,
     /// The flow of a TCP connection that is let through; [`Flow::NONE`] for none.
     pub allowed: Flow,
     /// What that connection's payload still has to show.
@@ -298,6 +301,7 @@ impl Socket {
         reported: 0,
         job: 0,
         generation: 0,
+        began: 0,
         allowed: Flow::NONE,
         checks: Checks::NONE,
         pad: [0; 7],
@@ -358,7 +362,7 @@ const _: () = {
     assert!(size_of::<Job>() == 24 && offset_of!(Job, resolver_v4) == 8);
     assert!(size_of::<Counters>() == 16 && align_of::<Counters>() == 8);
     assert!(size_of::<Redirect>() == 20);
-    assert!(size_of::<Socket>() == 88 && offset_of!(Socket, redirect) == 68);
+    assert!(size_of::<Socket>() == 96 && offset_of!(Socket, redirect) == 76);
     assert!(size_of::<ClientKey>() == 8 && size_of::<Client>() == 24);
     assert!(RING_BYTES.is_power_of_two());
 };

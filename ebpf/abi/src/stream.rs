@@ -11,7 +11,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::Checks;
+use crate::{Checks, decide::mix};
 
 mod http;
 mod tls;
@@ -109,6 +109,11 @@ faults! {
     BAD_HEAD = 14, "the HTTP request is malformed";
     /// The beginning of the connection was not seen.
     UNSEEN = 15, "the beginning of the connection was not seen";
+    /// Some of the payload is urgent: most servers take that out of the stream and so read another
+    /// one than was checked (RFC 6093).
+    URGENT = 17, "the connection uses urgent data";
+    /// The ClientHello has an encrypted one within it (RFC 9849), or says so to look as if.
+    ENCRYPTED = 18, "the TLS ClientHello has an encrypted part (ECH), which can hold another name";
     /// A name could not be recorded.
     UNRECORDED = 16, "its record found no room";
 }
@@ -129,6 +134,12 @@ impl Fault {
 pub struct Stream {
     /// TLS: bytes still to be passed over. HTTP: length of the body or the chunk.
     skip: u64,
+    /// Where [`Self::hash`] begins: [`crate::Job::key`].
+    key: u64,
+    /// A hash of the name, keyed so that a job cannot look for two names that share one.
+    hash: u64,
+    /// The hash of the name that was reported last; 0 for none.
+    reported: u64,
     /// HTTP: the last 24 bytes of a token, the newest lowest.
     token: [u64; 3],
     /// Sequence number of the next byte to be read, host byte order.
@@ -145,10 +156,6 @@ pub struct Stream {
     token_len: u32,
     /// Bytes of the head or the ClientHello that have been read.
     read: u32,
-    /// A hash of the name.
-    hash: u32,
-    /// The hash of the name that was reported last; 0 for none.
-    reported: u32,
     /// Where in the grammar.
     state: u8,
     /// TLS: bytes that `number` still lacks.
@@ -184,12 +191,15 @@ const HTTP: u8 = 32;
 const REPORTED: u8 = 128;
 
 impl Stream {
-    /// A connection of which nothing has been read, for the host. The kernel clears what it keeps
+    /// A connection of which nothing has been read, of a job with this key, for the host. The kernel clears what it keeps
     /// by [`Stream::restart`].
     #[must_use]
-    pub const fn new(next: u32, checks: Checks) -> Self {
+    pub const fn new(next: u32, checks: Checks, key: u64) -> Self {
         Self {
             skip: 0,
+            key,
+            hash: 0,
+            reported: 0,
             token: [0; 3],
             next,
             number: 0,
@@ -198,8 +208,6 @@ impl Stream {
             field: 0,
             token_len: 0,
             read: 0,
-            hash: 0,
-            reported: 0,
             state: START,
             need: 0,
             header: 0,
@@ -215,9 +223,11 @@ impl Stream {
         }
     }
 
-    /// Begins anew with a connection whose first byte has the sequence number `next`.
+    /// Begins anew with a connection of a job with this key, whose first byte has the sequence
+    /// number `next`.
     #[inline(always)]
-    pub fn restart(&mut self, next: u32, checks: Checks) {
+    pub fn restart(&mut self, next: u32, checks: Checks, key: u64) {
+        self.key = key;
         self.skip = 0;
         self.token = [0; 3];
         self.next = next;
@@ -372,7 +382,7 @@ impl Stream {
     #[inline(always)]
     fn clear_name(&mut self) {
         self.name_len = 0;
-        self.hash = 0;
+        self.hash = self.key;
     }
 
     /// Adds a byte to the name; `false` when it cannot be part of one. Letters, digits, `-`, `.`
@@ -395,7 +405,7 @@ impl Stream {
             *place = lower;
         }
         self.name_len = self.name_len.wrapping_add(1);
-        self.hash = self.hash.wrapping_mul(31).wrapping_add(lower as u32);
+        self.hash = mix(self.hash ^ lower as u64);
         true
     }
 }

@@ -26,12 +26,13 @@ use serde_json::Value;
 
 use crate::{
     Arrivals, Data, Fence, Fenced, Internet, Output, Protocol, addresses::Host, binary, eventually,
-    run,
+    run, slowness,
 };
 
 /// How long a command may take without the fence.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a client may go on after it was refused a connection that it had.
+/// How long a client may go on after it was refused a connection that it had; [`slowness`] times
+/// that on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What attacks send, and nothing else does: `MARK` of [`PRELUDE`].
 const MARK: Proof = Proof::Carrying(b"jobfence-secret");
@@ -412,7 +413,7 @@ impl Attack {
         )?;
         // Others may act for the command after its end.
         let unfenced = || self.proof.count(&internet.attempts_since(start), &output);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * slowness();
         while unfenced() == 0 && Instant::now() < deadline {
             thread::yield_now();
         }
@@ -487,7 +488,7 @@ impl Attack {
         let waited = fenced.after(first)?;
         let ends_at_once = matches!(self.layer, Layer::ServerName | Layer::HostHeader);
         ensure!(
-            !ends_at_once || waited <= PATIENCE,
+            !ends_at_once || waited <= PATIENCE * slowness(),
             "the client hung for {waited:?} after it was refused"
         );
         Ok(Some(waited))

@@ -237,6 +237,20 @@ talk(record(hello(server_name('allowed.test'))) + record(hello(server_name('shar
 without = hello(server_name('allowed.test')).replace(extension(51, vector(b'', 2))[:2], b'\\x5a\\x5a')
 talk(record(without), record(hello(server_name('shared.test'))), port=443, pause=0.2)
 "),
+    pieces("a_second_hello_of_an_odd_version", "
+without = hello(server_name('allowed.test')).replace(extension(51, vector(b'', 2))[:2], b'\\x5a\\x5a')
+second = hello(server_name('shared.test'))
+talk(record(without), record(second[:4] + b'\\4' + second[5:]), port=443, pause=0.2)
+"),
+    pieces("a_second_hello_behind_a_warning", "
+without = hello(server_name('allowed.test')).replace(extension(51, vector(b'', 2))[:2], b'\\x5a\\x5a')
+warning = record(b'\\1\\x5a', 21)
+talk(record(without), warning + record(hello(server_name('shared.test'))), port=443, pause=0.2)
+"),
+    hello("an_encrypted_name_behind_an_allowed_one", "
+inner = b'\\0' + struct.pack('!HHB', 1, 1, 7) + vector(os.urandom(32), 2) + vector(os.urandom(200), 2)
+talk(record(hello(server_name('allowed.test'), extension(0xfe0d, inner))), port=443)
+"),
     changing!("a_name_that_changes_after_sendfile", "
 def send(s, page, file, length): os.sendfile(s.fileno(), file.fileno(), 0, length)
 "),
@@ -327,6 +341,30 @@ talk(request('GET /' + MARK.decode() + ' HTTP/1.1', 'Host: allowed.test.shared.t
 talk(request('GET /' + MARK.decode() + ' HTTP/1.1', 'Host: 198.51.100.10'), port=80)
 "),
     request("no_host", "talk(request('GET /' + MARK.decode() + ' HTTP/1.1', 'Accept: */*'), port=80)"),
+    // The last byte is what is wrong, and what TCP sends again ends with it.
+    request("a_refused_request_that_is_sent_again", "
+ip = socket.gethostbyname('allowed.test')
+end = 0x80  # MSG_EOR: nothing is added to the segment
+for _ in range(20):
+    with socket.create_connection((ip, 80), 5) as s:
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for piece in [b'GET /' + MARK + b' HTTP/1.0\\r\\n\\r\\n', b'x', b'x', b'x']: s.send(piece, end)
+            s.settimeout(0.3)
+            s.recv(99)
+        except OSError: pass
+"),
+    request("a_length_with_urgent_data", "
+ip = socket.gethostbyname('allowed.test')
+with socket.create_connection((ip, 80), 5) as s:
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    s.sendall(b'POST / HTTP/1.1\\r\\nHost: allowed.test\\r\\nContent-Length: 5')
+    s.send(b'0', socket.MSG_OOB)
+    time.sleep(0.05)
+    s.sendall(b'\\r\\n\\r\\n' + b'12345' + request('GET /' + MARK.decode() + ' HTTP/1.1', 'Host: shared.test'))
+    s.settimeout(2)
+    s.recv(99)
+"),
     request("no_host_in_http_1_0", "talk(request('GET /' + MARK.decode() + ' HTTP/1.0'), port=80)"),
     request("an_empty_host", "talk(request('GET /' + MARK.decode() + ' HTTP/1.1', 'Host:'), port=80)"),
     request("a_request_of_http_0_9", "talk(b'GET /' + MARK + b'\\r\\n', port=80)"),

@@ -4,6 +4,8 @@
 //! `cargo xtask fuzz` runs them with others, for as long as it is told; a failure is shrunk and
 //! printed, and written beside the target so that later runs begin with it. DNS messages, the
 //! other target, are in the agent (`names/fuzz.rs`), whose parser is its own affair.
+//!
+//! `program` needs root and `cargo xtask build`, as it loads what the kernel runs.
 #![expect(
     clippy::unwrap_used,
     reason = "all of this is a test; clippy sees only functions with #[test] as such"
@@ -12,6 +14,8 @@
 mod events;
 mod http;
 mod policy;
+mod program;
+mod stream;
 mod tls;
 
 use proptest::test_runner::{Config, RngSeed};

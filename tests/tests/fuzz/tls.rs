@@ -3,7 +3,7 @@
 //! [`verdict`] says it a second time, for a whole byte string and as plainly as it can be said, so
 //! that the program in the kernel, which sees segments and may not loop, has something to agree
 //! with. rustls, a real server's parser, keeps `verdict` honest: the two never read different
-//! names.
+//! names. [`connection`] goes on to the second ClientHello, which rustls's parser shows nobody.
 
 use std::net::Ipv4Addr;
 
@@ -13,12 +13,25 @@ use proptest::prelude::*;
 const HANDSHAKE: u8 = 22;
 /// Longest fragment of a record, the same section.
 const MAX_FRAGMENT: usize = 1 << 14;
+/// Records that servers ignore between two ClientHellos: `change_cipher_spec` (RFC 8446 appendix
+/// D.4), `alert` that is a warning, and `application_data` if the first hello has [`EARLY_DATA`].
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
+const APPLICATION_DATA: u8 = 23;
 /// Handshake type `client_hello`, RFC 8446 section 4.
 const CLIENT_HELLO: u8 = 1;
 /// Extension type `server_name`, RFC 6066 section 3.
 const SERVER_NAME: u16 = 0;
+/// Extension type `early_data`, RFC 8446 section 4.2.10.
+const EARLY_DATA: u16 = 42;
+/// Extension type `encrypted_client_hello`, RFC 9849.
+const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 /// Longest host name in text.
 const MAX_NAME: usize = 253;
+/// Longest ClientHello that the fence reads.
+const MAX_HELLO: usize = 1 << 14;
+/// Longest that any server takes.
+const MAX_HELLO_OF_SERVERS: usize = 131_396;
 
 /// Why a flow is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +44,8 @@ pub(crate) enum Refusal {
     Length,
     /// There is no `server_name` extension, or not one with exactly one name.
     Names,
+    /// There is another ClientHello in it, encrypted.
+    Encrypted,
     /// The name is none: empty, too long, an address, or with characters that names do not have.
     Name,
 }
@@ -38,7 +53,20 @@ pub(crate) enum Refusal {
 /// The server name, in lower case and without a dot at the end, for which the flow that begins
 /// with `payload` asks.
 pub(crate) fn verdict(payload: &[u8]) -> Result<String, Refusal> {
-    let hello = handshake(payload)?;
+    first(payload).map(|first| first.name)
+}
+
+/// A ClientHello.
+struct First {
+    name: String,
+    /// Whether it announces early data.
+    early: bool,
+    /// Bytes of its records.
+    length: usize,
+}
+
+fn first(payload: &[u8]) -> Result<First, Refusal> {
+    let (hello, length) = handshake(payload)?;
     let mut rest = Reader(&hello);
     // legacy_version and random.
     rest.take(2 + 32)?;
@@ -58,9 +86,14 @@ pub(crate) fn verdict(payload: &[u8]) -> Result<String, Refusal> {
         return Err(Refusal::Length);
     }
     let mut found = None;
+    let mut early = false;
     while !extensions.0.is_empty() {
         let kind = extensions.u16()?;
         let body = extensions.vector16()?;
+        if kind == ENCRYPTED_CLIENT_HELLO {
+            return Err(Refusal::Encrypted);
+        }
+        early |= kind == EARLY_DATA;
         if kind == SERVER_NAME && found.replace(body).is_some() {
             return Err(Refusal::Names);
         }
@@ -77,50 +110,146 @@ pub(crate) fn verdict(payload: &[u8]) -> Result<String, Refusal> {
     if !list.0.is_empty() {
         return Err(Refusal::Names);
     }
-    name(text).ok_or(Refusal::Name)
+    let name = name(text).ok_or(Refusal::Name)?;
+    Ok(First {
+        name,
+        early,
+        length,
+    })
+}
+
+/// What a client says of names before it encrypts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// The name of each complete ClientHello.
+    pub(crate) names: Vec<String>,
+    pub(crate) end: End,
+}
+
+/// How a [`Connection`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// A ClientHello can still come.
+    Open,
+    /// None can.
+    Over,
+    /// By [`Refusal::Incomplete`]: there is more to come.
+    Refused(Refusal),
+}
+
+/// Reads the first ClientHello and the second one, which a HelloRetryRequest asks for
+/// (RFC 8446 section 4.1.4).
+pub(crate) fn connection(payload: &[u8]) -> Connection {
+    let mut names = Vec::new();
+    let end = names_of(payload, &mut names).unwrap_or_else(End::Refused);
+    Connection { names, end }
+}
+
+fn names_of(payload: &[u8], names: &mut Vec<String>) -> Result<End, Refusal> {
+    let First {
+        name,
+        early,
+        length,
+    } = first(payload)?;
+    names.push(name);
+    let mut rest = &payload[length..];
+    let ignored =
+        |kind: u8| kind == CHANGE_CIPHER_SPEC || kind == ALERT || kind == APPLICATION_DATA && early;
+    while rest.first().is_some_and(|&kind| ignored(kind)) {
+        let (_, length) = record(rest)?;
+        rest = rest.get(5 + length..).ok_or(Refusal::Incomplete)?;
+    }
+    match rest.first() {
+        None => return Ok(End::Open),
+        Some(&HANDSHAKE) => {}
+        Some(_) => return Ok(End::Over),
+    }
+    // The rest of a handshake is encrypted or of another type: told by the first bytes.
+    let start = beginning(rest);
+    if start.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
+        return Ok(End::Over);
+    }
+    if let Some(&[_, a, b, c]) = start.first_chunk::<4>() {
+        let length = whole(a, b, c);
+        if length > MAX_HELLO_OF_SERVERS {
+            return Ok(End::Over);
+        }
+        if length > MAX_HELLO {
+            return Err(Refusal::Length);
+        }
+    }
+    names.push(verdict(rest)?);
+    Ok(End::Over)
 }
 
 /// The host name in `text`, in canonical form.
 pub(crate) fn name(text: &[u8]) -> Option<String> {
     let text = str::from_utf8(text).ok()?.to_ascii_lowercase();
+    let short = text.len() <= MAX_NAME;
     let text = text.strip_suffix('.').unwrap_or(&text);
     let fits = |c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_' | '.');
-    let good = !text.is_empty()
-        && text.len() <= MAX_NAME
+    let good = short
         && text.chars().all(fits)
+        && text.split('.').all(|label| !label.is_empty())
         && text.parse::<Ipv4Addr>().is_err();
     good.then(|| text.to_owned())
 }
 
-/// The body of the ClientHello that the records at the beginning of `payload` hold.
-fn handshake(payload: &[u8]) -> Result<Vec<u8>, Refusal> {
+/// The type and the length of the record that `bytes` begin with.
+fn record(bytes: &[u8]) -> Result<(u8, usize), Refusal> {
+    if bytes.get(1).is_some_and(|&major| major != 3) {
+        return Err(Refusal::NotHello);
+    }
+    let header = bytes.first_chunk::<5>().ok_or(Refusal::Incomplete)?;
+    let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if length == 0 || length > MAX_FRAGMENT {
+        return Err(Refusal::Length);
+    }
+    Ok((header[0], length))
+}
+
+/// The bytes of the message that the handshake records hold.
+fn beginning(mut bytes: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    while let Ok((HANDSHAKE, length)) = record(bytes) {
+        let end = bytes.len().min(5 + length);
+        message.extend_from_slice(&bytes[5..end]);
+        bytes = &bytes[end..];
+    }
+    message
+}
+
+/// A length of three bytes.
+fn whole(a: u8, b: u8, c: u8) -> usize {
+    usize::from(a) * 65_536 + usize::from(b) * 256 + usize::from(c)
+}
+
+/// The body of the ClientHello that the records at the beginning of `payload` hold, and the length
+/// of those records.
+fn handshake(payload: &[u8]) -> Result<(Vec<u8>, usize), Refusal> {
     let mut rest = payload;
     let mut message = Vec::new();
     loop {
         // As early as it can be told: a flow that is no TLS is refused by its first byte.
-        if rest.first().is_some_and(|&kind| kind != HANDSHAKE)
-            || rest.get(1).is_some_and(|&major| major != 3)
-        {
+        if rest.first().is_some_and(|&kind| kind != HANDSHAKE) {
             return Err(Refusal::NotHello);
         }
-        let (header, after) = rest.split_first_chunk::<5>().ok_or(Refusal::Incomplete)?;
-        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        if length == 0 || length > MAX_FRAGMENT {
-            return Err(Refusal::Length);
-        }
+        let (_, length) = record(rest)?;
+        let after = &rest[5..];
         let here = &after[..length.min(after.len())];
         message.extend_from_slice(here);
         if message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
             return Err(Refusal::NotHello);
         }
         if let Some(&[_, a, b, c]) = message.first_chunk::<4>() {
-            let whole = 4 + usize::from(a) * 65_536 + usize::from(b) * 256 + usize::from(c);
+            let whole = 4 + whole(a, b, c);
             // The hello ends where a record ends: what comes next is under other keys.
             if message.len() - here.len() + length > whole {
                 return Err(Refusal::Length);
             }
             if message.len() == whole {
-                return Ok(message.split_off(4));
+                let length = payload.len() - after.len() + length;
+                return Ok((message.split_off(4), length));
             }
         }
         rest = after.get(length..).ok_or(Refusal::Incomplete)?;
@@ -303,8 +432,9 @@ fn cuts() -> impl Strategy<Value = Vec<usize>> {
 
 fn other_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     let body = |most| prop::collection::vec(any::<u8>(), 0..=most);
-    prop_oneof![
-        // ALPN, status request, EC points, extended master secret, session ticket, early data.
+    let usual = prop_oneof![
+        // Early data. ALPN, status request, EC points, extended master secret, session ticket, early data.
+        1 => Just((EARLY_DATA, vec![])),
         2 => Just((16, sized(2, &[2, b'h', b'2', 8, b'h', b't', b't', b'p', b'/', b'1', b'.', b'1']))),
         1 => Just((5, vec![1, 0, 0, 0, 0])),
         1 => Just((11, sized(1, &[0]))),
@@ -312,11 +442,42 @@ fn other_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
         1 => body(200).prop_map(|ticket| (35, ticket)),
         // Padding, RFC 7685.
         1 => (0..600_usize).prop_map(|length| (21, vec![0; length])),
-        // An encrypted hello: the name outside is what counts.
-        1 => body(300).prop_map(|payload| (0xfe0d, payload)),
         // GREASE.
         2 => (0..16_u16, body(3)).prop_map(|(i, content)| (0x0a0a + i * 0x1010, content)),
         1 => (100..20_000_u16, body(40)),
+    ];
+    prop_oneof![
+        60 => usual,
+        1 => body(300).prop_map(|payload| (ENCRYPTED_CLIENT_HELLO, payload)),
+    ]
+}
+
+/// What a client sends behind its first ClientHello: often nothing yet, else a second one or the
+/// rest of the handshake, in records of its own.
+pub(crate) fn next() -> impl Strategy<Value = Vec<u8>> {
+    let change = || {
+        prop::sample::select(vec![
+            &[][..],
+            &[CHANGE_CIPHER_SPEC, 3, 3, 0, 1, 1],
+            &[ALERT, 3, 3, 0, 2, 1, 90],
+            &[APPLICATION_DATA, 3, 3, 0, 3, 1, 2, 3],
+        ])
+    };
+    let rest = prop_oneof![
+        // A ClientKeyExchange and others of TLS 1.2; encrypted handshake messages; early data.
+        (
+            prop::sample::select(vec![1, 2, 11, 16, 22]),
+            prop::collection::vec(any::<u8>(), 0..40)
+        )
+            .prop_map(|(kind, body)| (HANDSHAKE, [&[kind], sized(3, &body).as_slice()].concat())),
+        prop::collection::vec(any::<u8>(), 1..60).prop_map(|body| (HANDSHAKE, body)),
+        (20..=24_u8, prop::collection::vec(any::<u8>(), 0..60)),
+    ]
+    .prop_map(|(kind, body)| [&[kind, 3, 3], sized(2, &body).as_slice()].concat());
+    prop_oneof![
+        2 => Just(vec![]),
+        3 => (change(), hello(), change()).prop_map(|(before, hello, after)| [before, &hello.bytes(), after].concat()),
+        2 => (change(), rest).prop_map(|(before, rest)| [before, &rest].concat()),
     ]
 }
 
@@ -395,7 +556,10 @@ fn agrees(payload: &[u8]) -> Result<bool, TestCaseError> {
     }
     if let (Err(refusal), Ok(Some(theirs))) = (&ours, &theirs) {
         // Refused here and taken there is safe, but is the reason a good one?
-        let known = matches!(refusal, Refusal::Name | Refusal::Names | Refusal::Length);
+        let known = matches!(
+            refusal,
+            Refusal::Name | Refusal::Names | Refusal::Length | Refusal::Encrypted
+        );
         prop_assert!(known, "{:?} of a hello for {}", refusal, theirs);
     }
     Ok(false)
@@ -523,6 +687,7 @@ fn generated_hellos_are_of_all_sorts() {
         "Names",
         "Name",
         "Length",
+        "Encrypted",
         "2 kB",
         "several records",
     ] {

@@ -163,18 +163,27 @@ pub(crate) fn attached(cgroup: &impl AsFd, attach_type: u32) -> io::Result<Attac
     const PROG_QUERY: libc::c_int = 16;
     /// Programs that one cgroup can have of one type (`BPF_CGROUP_MAX_PROGS` of the kernel).
     const MOST: u32 = 64;
+    /// An attach type that stands for many hooks. The kernel tells the flags of each program in
+    /// place of those of the type, and refuses the question where there is no room for them.
+    const LSM_CGROUP: u32 = 43;
 
     let mut programs = vec![0_u32; MOST as usize];
+    let mut flags_of_each = [0_u32; MOST as usize];
     let fd = u64::from(cgroup.as_fd().as_raw_fd().unsigned_abs());
     // `union bpf_attr.query`: `target_fd` and `attach_type`, `query_flags` and `attach_flags`,
-    // `prog_ids`, `prog_cnt` and padding, then what later kernels know, up to `revision`. Halves of
-    // a word are in the order of a little-endian machine.
+    // `prog_ids`, `prog_cnt` and padding, then what later kernels know, `prog_attach_flags` up to
+    // `revision`. Halves of a word are in the order of a little-endian machine.
     let mut query = [0_u64; 8];
     query[0] = fd | u64::from(attach_type) << 32;
     query[2] = programs.as_mut_ptr() as u64;
     query[3] = u64::from(MOST);
+    let is_lsm = attach_type == LSM_CGROUP;
+    if is_lsm {
+        query[4] = flags_of_each.as_mut_ptr() as u64;
+    }
     bpf(PROG_QUERY, &mut query)?;
     let [_, flags] = halves(query[1]);
+    let flags = if is_lsm { flags_of_each[0] } else { flags };
     let [count, _] = halves(query[3]);
     programs.truncate(count as usize);
     Ok(Attached { flags, programs })

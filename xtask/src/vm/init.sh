@@ -17,6 +17,9 @@ begin() {
     mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
     mount -t tmpfs -o mode=1777 tmpfs /dev/shm
     ln -sfn /proc/self/fd /dev/fd
+    # Its module is loaded when it is opened.
+    mkdir -p /dev/net
+    [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
     until mount -r -t ext4 LABEL=modules /lib/modules 2>/dev/null; do sleep 0.1; done
     touch /etc/hosts /etc/resolv.conf
     ip link set lo up

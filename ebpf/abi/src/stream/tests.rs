@@ -38,7 +38,7 @@ struct Found {
 
 /// Reads `bytes` in segments that end at `cuts`.
 fn read(checks: Checks, bytes: &[u8], cuts: &[usize]) -> Found {
-    let mut stream = Stream::new(FIRST, checks);
+    let mut stream = Stream::new(FIRST, checks, 7);
     let mut found = Found {
         names: vec![],
         fault: Fault::NONE,
@@ -200,6 +200,8 @@ fn each_fault_of_a_hello_is_told_apart() {
         one(&[server_name("a.test"), server_name("b.test")]),
         Fault::SEVERAL_SERVER_NAMES
     );
+    let encrypted = (0xfe0d, vec![0; 40]);
+    assert_eq!(one(&[server_name("a.test"), encrypted]), Fault::ENCRYPTED);
     assert_eq!(one(&[server_name("a.te\0st")]), Fault::BAD_NAME);
     assert_eq!(one(&[server_name("[2001:db8::1]")]), Fault::BAD_NAME);
     assert_eq!(one(&[server_name("")]), Fault::BAD_NAME);
@@ -260,10 +262,12 @@ fn a_second_hello_is_read_and_nothing_else_is_taken_for_one() {
     let change = [20, 3, 3, 0, 1, 1];
     let then = |parts: &[&[u8]]| tls(&[&[&hello("a.test")[..]], parts].concat().concat());
     let second = hello("b.test");
+    let warning = [21, 3, 3, 0, 2, 1, 90];
     for parts in [
         &[&second[..]][..],
         &[&change, &second],
         &[&change, &change, &second],
+        &[&warning, &second],
     ] {
         let found = then(parts);
         assert_eq!(found.names, ["a.test", "b.test"]);
@@ -271,17 +275,21 @@ fn a_second_hello_is_read_and_nothing_else_is_taken_for_one() {
     }
     let split = records(&hello_with(&[server_name("b.test")]), 2);
     assert_eq!(then(&[&split]).names, ["a.test", "b.test"]);
-    // Alert, data, a certificate, a key exchange, and what is encrypted behind a change.
-    let rest: [&[&[u8]]; 5] = [
-        &[&[21, 3, 3, 0, 2, 2, 40]],
+    // Data, a certificate, a key exchange, and what is encrypted behind a change.
+    let rest: [&[&[u8]]; 4] = [
         &[&[23, 3, 3, 0, 1, 0]],
         &[&[22, 3, 3, 0, 9, 11, 0]],
         &[&[22, 3, 3, 0, 9, 16, 0]],
-        &[&change, &[22, 3, 3, 0, 40, 1, 0x20, 7, 7, 7, 7]],
+        &[&change, &[22, 3, 3, 0, 40, 1, 0x20, 7, 7]],
     ];
     for parts in rest {
         assert_eq!(then(parts), complete("a.test", true), "{parts:?}");
     }
+    // Early data is passed over where it was announced.
+    let early = records(&hello_with(&[(42, vec![]), server_name("a.test")]), 16384);
+    let data = [vec![23, 3, 3, 0x41, 0], vec![0; 0x4100]].concat();
+    let found = tls(&[&early[..], &data, &second].concat());
+    assert_eq!((found.hellos, found.done), (2, true), "{found:?}");
     let nameless = records(&hello_with(&[key_share()]), 16384);
     assert_eq!(then(&[&nameless]).fault, Fault::NO_SERVER_NAME);
     // Something between two records of the second hello.
@@ -436,7 +444,7 @@ fn each_fault_of_a_request_is_told_apart() {
     }
     let long = format!(
         "GET /{} HTTP/1.1\r\nHost: a.test\r\n\r\n",
-        "x".repeat(65536)
+        "x".repeat(16384)
     );
     assert_eq!(http(&long).fault, Fault::TOO_LONG);
     let label = "a".repeat(254);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jobfence_abi::{self as abi, COMM_LEN, Client, Hook, NamedEvent, Reason, proto};
+use jobfence_abi::{self as abi, COMM_LEN, Client, Fault, Hook, NamedEvent, Reason, proto};
 use jobfence_policy::{AddrRule, Job, Location, Mode, Name, Rule};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -192,8 +192,13 @@ impl Recorder {
         };
         let ip = (kind != Kind::Socket).then(|| IpAddr::from(flow.dst));
         let has_ports = flow.proto == proto::TCP || flow.proto == proto::UDP;
-        // What the connection says of itself, where it was asked, else what led to the address.
-        let said = named.map(|named| named.name().map(char::from).collect::<String>());
+        // What the connection says of itself, where it was asked, else what led to the address. Of
+        // what is wrong with more than the name, that is a part of a name, or the one before.
+        let is_whole = [Fault::NONE, Fault::NAME].contains(&report.fault);
+        let said = named.map(|named| {
+            let name = named.name().map(char::from);
+            name.filter(|_| is_whole).collect::<String>()
+        });
         let names = match (&said, ip) {
             (Some(said), _) => Name::parse(said).into_iter().collect(),
             (None, Some(ip)) => self.table.names_of(ip),
@@ -510,5 +515,78 @@ fn protocol(number: u8) -> String {
         proto::ICMP => "icmp".to_owned(),
         proto::ICMPV6 => "icmpv6".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jobfence_abi::{Addr, Flow, NAME_ROOM};
+    use jobfence_policy::Policy;
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+
+    fn recorder() -> Recorder {
+        let text = "version: 1\njobs:\n  default:\n    allow: [{host: '*.example.com'}]\n    \
+                    deny: [{host: telemetry.example.com, fail: false}]\n";
+        let policy = Policy::parse("policy.yml", text.as_bytes())
+            .and_then(|policy| policy.job(None))
+            .unwrap_or_else(|error| panic!("{error}"));
+        Recorder::new(Subject {
+            job: JobName {
+                id: "1".to_owned(),
+                name: "default".to_owned(),
+            },
+            state: State::Enforcing,
+            policy: Arc::new(policy),
+            table: Arc::default(),
+            mask: Mask::new(std::iter::empty()),
+            log: None,
+        })
+    }
+
+    /// A refusal in which `name` came to light.
+    fn refusal(hook: Hook, reason: Reason, fault: Fault, name: &str) -> NamedEvent {
+        let mut named = NamedEvent::new_zeroed();
+        let dst = Addr::from(IpAddr::from([198, 51, 100, 1]));
+        named.event.hook = hook;
+        named.event.reason = reason;
+        named.event.fault = fault;
+        named.event.flow = Flow::new(dst, 443, proto::TCP);
+        named.event.name_len = u8::try_from(name.len()).expect("a short name");
+        named.name[NAME_ROOM - name.len()..].copy_from_slice(name.as_bytes());
+        named.name[NAME_ROOM - name.len()..].reverse();
+        named
+    }
+
+    #[test]
+    fn a_rule_excuses_no_name_that_was_not_read_to_its_end() {
+        let excused = "telemetry.example.com";
+        for &fault in Fault::ALL {
+            let named = refusal(Hook::TLS, Reason::SNI, fault, excused);
+            let mut recorder = recorder();
+            recorder.kernel(&named.event, Some(&named));
+            let event = &recorder.tallies[0].event;
+            let name = event.dst.as_ref().and_then(|dst| dst.name.as_deref());
+            if [Fault::NONE, Fault::NAME].contains(&fault) {
+                assert_eq!(recorder.violations(), 0, "{fault:?}");
+                assert_eq!((event.reason, name), ("denied", Some(excused)), "{fault:?}");
+            } else {
+                assert_eq!(recorder.violations(), 1, "{fault:?}");
+                assert_eq!((event.reason, name), ("sni", None), "{fault:?}");
+                assert_eq!(event.rule, None, "{fault:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_began_is_no_violation_at_any_hook() {
+        for hook in [Hook::PACKET, Hook::TLS, Hook::HTTP] {
+            let named = refusal(hook, Reason::INBOUND, Fault::UNSEEN, "");
+            let mut recorder = recorder();
+            recorder.kernel(&named.event, Some(&named));
+            assert_eq!(recorder.violations(), 0, "{hook:?}");
+            assert_eq!(recorder.tallies[0].event.reason, "inbound", "{hook:?}");
+        }
     }
 }

@@ -25,14 +25,15 @@ use crate::{
         run::{Options, Outcome, run},
         user::Account,
     },
-    kernel::{self, BPFFS, Kernel},
+    kernel::{self, BPFFS, Connections, Kernel},
     names, sys,
 };
 
-/// The oldest kernel on which a job stays in its fence: before it, a version 1 `net_cls` cgroup
-/// takes a socket out of its version 2 cgroup (kernel commit 8520e224f547, "bpf, cgroups: Fix
-/// cgroup v2 fallback on v1/v2 mixed mode").
-const FLOOR: (u32, u32) = (5, 15);
+/// The oldest kernel that takes the programs, which read payload in a loop (`bpf_loop`). Before 5.15
+/// a job would not even stay in its fence: a version 1 `net_cls` cgroup takes a socket out of its
+/// version 2 cgroup (kernel commit 8520e224f547, "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed
+/// mode").
+const FLOOR: (u32, u32) = (5, 17);
 /// The oldest long-term kernel with `lsm_cgroup`.
 const RECOMMENDED: (u32, u32) = (6, 1);
 
@@ -96,8 +97,8 @@ fn release(release: &str) -> Check {
     };
     if (major, minor) < FLOOR {
         Check::cannot(ID, found)
-            .means("not supported: a job can leave its fence by a version 1 cgroup")
-            .mend("Linux 5.15 or newer; 6.1 or newer is recommended")
+            .means("not supported: it lacks what the programs are made of (bpf_loop)")
+            .mend("Linux 5.17 or newer; 6.1 or newer is recommended")
     } else if (major, minor) < RECOMMENDED {
         Check::note(ID, found)
             .means("it can have no program on the making of sockets of other families (lsm_cgroup)")
@@ -207,7 +208,7 @@ pub(super) fn programs(root: bool) -> (Check, Option<Kernel>) {
             )
         }
         Err(error) => {
-            let mend = "Linux 5.15 or newer with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, not \
+            let mend = "Linux 5.17 or newer with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, not \
                         locked down; see also `capabilities`";
             (Check::cannot(ID, error.to_string()).mend(mend), None)
         }
@@ -544,6 +545,19 @@ pub(super) fn process_events(root: bool) -> Check {
     }
 }
 
+pub(super) fn refused_connections(root: bool) -> Check {
+    const ID: &str = "refused-connections";
+    if !root {
+        return Check::unknown(ID, "only root can end those of others");
+    }
+    match Connections::open().and_then(|connections| connections.try_ending()) {
+        Ok(()) => Check::ok(ID, "ended at once"),
+        Err(error) => Check::note(ID, format!("cannot be ended at once: {error}"))
+            .means("a client that is refused for what it sends waits until it gives up")
+            .mend("a kernel with CONFIG_INET_DIAG_DESTROY, and CAP_NET_ADMIN for jobfence"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -554,7 +568,8 @@ mod tests {
         for (text, status) in [
             ("5.4.0-200-generic", Status::Cannot),
             ("5.10.0-33-amd64", Status::Cannot),
-            ("5.15.0-1", Status::Note),
+            ("5.15.0-1", Status::Cannot),
+            ("5.17.0-1", Status::Note),
             ("6.0.19", Status::Note),
             ("6.1.0-35-amd64", Status::Ok),
             ("6.18.44", Status::Ok),

@@ -176,6 +176,7 @@ pub fn examine(asked: Option<&str>) -> Report {
         host::ptrace(read("/proc/sys/kernel/yama/ptrace_scope").as_deref()),
         host::ipv6(),
         host::process_events(root),
+        host::refused_connections(root),
     ]);
     checks.extend(account.into_iter().flat_map(|account| {
         [

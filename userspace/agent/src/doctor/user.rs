@@ -1,9 +1,10 @@
 //! The user whose jobs are fenced, and what that user can do outside a fence.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -16,7 +17,7 @@ use rustix::{
 
 use super::Check;
 use crate::job::{
-    advisory_reasons, seclude,
+    advisory_reasons, process, seclude,
     user::{Account, UserError},
 };
 
@@ -246,15 +247,17 @@ pub(super) fn docker_socket(account: &Account) -> Check {
 
 pub(super) fn unix_sockets(account: &Account) -> Check {
     const ID: &str = "unix-sockets";
-    let Ok(table) = fs::read_to_string("/proc/net/unix") else {
-        return Check::unknown(ID, "no /proc/net/unix");
+    const TABLE: &str = "/proc/net/unix";
+    let table = match fs::read(TABLE) {
+        Ok(table) => table,
+        Err(error) => return Check::unknown(ID, format!("{TABLE}: {error}")),
     };
     let reached: Vec<_> = listening(&table)
         .into_iter()
         .filter(|name| {
-            name.starts_with('@')
-                || !is_covered(name, account.uid)
-                    && may_connect(Path::new(name), account.uid, &account.groups)
+            let path = Path::new(OsStr::from_bytes(name));
+            name.starts_with(b"@")
+                || !is_covered(path, account.uid) && may_connect(path, account.uid, &account.groups)
         })
         .collect();
     if reached.is_empty() {
@@ -263,7 +266,7 @@ pub(super) fn unix_sockets(account: &Account) -> Check {
     let named = reached
         .iter()
         .take(MOST)
-        .copied()
+        .map(|name| shown(name))
         .collect::<Vec<_>>()
         .join(", ");
     let more = match reached.len().saturating_sub(MOST) {
@@ -280,16 +283,21 @@ pub(super) fn unix_sockets(account: &Account) -> Check {
 
 /// The names of the sockets that are listened at, abstract ones with `@` (proc_net_unix(5): number,
 /// count, protocol, flags, type, state, inode, path).
-fn listening(table: &str) -> Vec<&str> {
+///
+/// Names are bytes of anybody's choice. One with a line break in it is shown as two lines; what that
+/// can hide is itself.
+fn listening(table: &[u8]) -> Vec<&[u8]> {
     /// `__SO_ACCEPTCON` of the kernel, as it is printed.
-    const ACCEPTS: &str = "00010000";
+    const ACCEPTS: &[u8] = b"00010000";
     let mut names: Vec<_> = table
-        .lines()
+        .split(|&byte| byte == b'\n')
         .filter_map(|line| {
-            let mut fields = [""; 7];
+            let mut fields: [&[u8]; 7] = [b""; 7];
             let mut rest = line;
             for field in &mut fields {
-                (*field, rest) = rest.trim_start().split_once(' ')?;
+                rest = rest.trim_ascii_start();
+                let end = rest.iter().position(|&byte| byte == b' ')?;
+                (*field, rest) = (&rest[..end], &rest[end + 1..]);
             }
             (fields[3] == ACCEPTS).then_some(rest)
         })
@@ -299,16 +307,21 @@ fn listening(table: &str) -> Vec<&str> {
     names
 }
 
+/// A name for people to read, on a terminal too.
+fn shown(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    text.replace(process::is_hidden, "\u{fffd}")
+}
+
 /// Whether a job of `uid` sees something else in the socket's place.
-fn is_covered(socket: &str, uid: u32) -> bool {
+fn is_covered(socket: &Path, uid: u32) -> bool {
     // The usual link.
-    let socket = socket
-        .strip_prefix("/var")
-        .filter(|rest| rest.starts_with("/run/"))
-        .unwrap_or(socket);
-    let within =
-        |folder: &str| Path::new(socket).starts_with(folder.replace("{uid}", &uid.to_string()));
-    seclude::FILES.contains(&socket) || seclude::FOLDERS.into_iter().any(within)
+    let unlinked = socket.strip_prefix("/var/run").ok();
+    let unlinked = unlinked.map(|rest| Path::new("/run").join(rest));
+    let socket = unlinked.as_deref().unwrap_or(socket);
+    let within = |folder: &str| socket.starts_with(folder.replace("{uid}", &uid.to_string()));
+    let is = |file: &str| socket == Path::new(file);
+    seclude::FILES.into_iter().any(is) || seclude::FOLDERS.into_iter().any(within)
 }
 
 /// Whether the permissions of a socket, and of the folders above it, let a user connect. Access
@@ -355,7 +368,18 @@ Num       RefCount Protocol Flags    Type St Inode Path
 000000005f6dc8a2: 00000002 00000000 00010000 0005 01 20535 @/tmp/abstract
 000000005f6dc8a3: 00000002 00000000 00010000 0001 01 20536 @/tmp/abstract
 ";
-        assert_eq!(listening(table), ["/run/with space", "@/tmp/abstract"]);
+        let expected: [&[u8]; 2] = [b"/run/with space", b"@/tmp/abstract"];
+        assert_eq!(listening(table.as_bytes()), expected);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_other_and_does_nothing_to_a_terminal() {
+        let table = b"\
+000000005f6dc8a2: 00000002 00000000 00010000 0001 01 20535 @\xff\x1b[2J\xc2\x9b
+000000005f6dc8a1: 00000002 00000000 00010000 0001 01   812 /run/plain
+";
+        let names: Vec<_> = listening(table).into_iter().map(shown).collect();
+        assert_eq!(names, ["/run/plain", "@\u{fffd}\u{fffd}[2J\u{fffd}"]);
     }
 
     #[test]
@@ -367,10 +391,10 @@ Num       RefCount Protocol Flags    Type St Inode Path
             "/run/user/1000/podman/podman.sock",
             "/tmp/tmux-1000/default",
         ] {
-            assert!(is_covered(covered, 1000), "{covered}");
+            assert!(is_covered(Path::new(covered), 1000), "{covered}");
         }
         for reached in ["/run/docker.sock2", "/run/dbus2", "/tmp/tmux-10001/default"] {
-            assert!(!is_covered(reached, 1000), "{reached}");
+            assert!(!is_covered(Path::new(reached), 1000), "{reached}");
         }
     }
 

@@ -139,6 +139,8 @@ impl Starting {
             .arg(go_reader.as_raw_fd().to_string())
             .arg(&aim.cgroup)
             .arg(aim.v6.to_string())
+            .arg(aim.tls.to_string())
+            .arg(aim.http.to_string())
             .arg(&aim.unix)
             .arg(account.uid.to_string())
             .arg(account.gid.to_string())
@@ -236,18 +238,6 @@ impl Starting {
             None => LaunchError::Setup(said),
         }
     }
-}
-
-/// Does in `cgroup` all that starting a job of `account` takes, but for the job: to see whether this
-/// host can.
-///
-/// # Errors
-///
-/// [`LaunchError`].
-pub fn rehearse(cgroup: &Cgroup, account: &Account) -> Result<(), LaunchError> {
-    let aim = Aim::nowhere(cgroup.path());
-    let (starting, _) = Starting::start(account, &[OsString::from("/")], &aim)?.probe()?;
-    starting.end()
 }
 
 /// A socket belongs to the cgroup that it was made in, so one that the job is handed as a standard
@@ -358,6 +348,8 @@ impl Order {
             aim: Aim {
                 cgroup: arguments.next()?.into(),
                 v6: number(arguments.next())?,
+                tls: number(arguments.next())?,
+                http: number(arguments.next())?,
                 unix: arguments.next()?.into_string().ok()?,
             },
             uid: number(arguments.next())?,

@@ -15,14 +15,16 @@
 //! - IPv6 has no such rule; the destination for a packet is a socket of the agent's on `::1`, and
 //!   the others have no route by that interface.
 //!
-//! The fence has no rule meanwhile, so neither policy nor mode changes what must come out. When
-//! nothing of the job has run yet, every report there is is the probe's: the agent takes them out
-//! by time, not by anything that a process could claim to be.
+//! The fence has none of the policy's rules for addresses meanwhile, so neither policy nor mode
+//! changes what must come out. It has two of the probe's own: listeners of the agent, to which a
+//! connection is open as to an allowed host, and on which nothing may arrive that shows no name.
+//! When nothing of the job has run yet, every report there is is the probe's: the agent takes them
+//! out by time, not by anything that a process could claim to be.
 
 use std::{
     fs::File,
-    io::{self, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr as UnixAddr, UnixDatagram},
@@ -31,7 +33,8 @@ use std::{
     time::Duration,
 };
 
-use jobfence_abi::{self as abi, Addr, DNS_PORT, Hook, Reason, proto};
+use ipnet::IpNet;
+use jobfence_abi::{self as abi, Addr, Checks, DNS_PORT, Hook, PortRange, Reason, proto};
 use rustix::thread::{CapabilitySet, capabilities};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
@@ -41,6 +44,9 @@ use crate::{kernel::BPFFS, sys};
 /// Addresses that nobody has.
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// Where the agent listens for what must not arrive.
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// The discard service (RFC 863).
 const PORT: u16 = 9;
@@ -86,6 +92,8 @@ const HINT: &str = "A BPF program of something else on a cgroup above overrules 
 /// What the agent puts up for the probe to aim at: things outside the job, on this host.
 pub(super) struct Targets {
     v6: Option<UdpSocket>,
+    tls: Listener,
+    http: Listener,
     name: String,
     _unix: UnixDatagram,
 }
@@ -97,6 +105,8 @@ impl Targets {
         Ok(Self {
             // A host without IPv6 has nothing to probe there.
             v6: UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).ok(),
+            tls: Listener::new()?,
+            http: Listener::new()?,
             _unix: UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name)?)?,
             name,
         })
@@ -107,8 +117,72 @@ impl Targets {
         let address = self.v6.as_ref().and_then(|socket| socket.local_addr().ok());
         Aim {
             v6: address.map_or(0, |address| address.port()),
+            tls: self.tls.port,
+            http: self.http.port,
             unix: self.name.clone(),
             cgroup: cgroup.to_owned(),
+        }
+    }
+
+    /// What the probe may reach.
+    pub(super) fn prefixes(&self) -> [(IpNet, Vec<PortRange>); 1] {
+        let range = |listener: &Listener, checks| {
+            PortRange::new(proto::TCP, listener.port, listener.port).checked(checks)
+        };
+        let ranges = vec![
+            range(&self.tls, Checks::TLS),
+            range(&self.http, Checks::HTTP),
+        ];
+        [(LOCAL.into(), ranges)]
+    }
+
+    /// Completes `outcomes` by what arrived here. Who sends is not told that a packet was dropped:
+    /// where nothing arrived, this puts `EPERM` in place of success.
+    pub(super) fn witness(&self, outcomes: &mut Outcomes) {
+        for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
+            let listener = match attempt.report {
+                Some((Hook::TLS, ..)) => &self.tls,
+                Some((Hook::HTTP, ..)) => &self.http,
+                _ => continue,
+            };
+            if *outcome == 0 {
+                *outcome = match listener.has_received() {
+                    Ok(true) => 0,
+                    Ok(false) => libc::EPERM,
+                    Err(error) => errno(&error),
+                };
+            }
+        }
+    }
+}
+
+/// A listener of the agent's for one connection.
+struct Listener {
+    socket: Socket,
+    port: u16,
+}
+
+impl Listener {
+    fn new() -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(LOCAL, 0).into())?;
+        socket.listen(1)?;
+        // Of accept(2) too.
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let address = socket.local_addr()?.as_socket();
+        let port = address.ok_or(io::ErrorKind::Unsupported)?.port();
+        Ok(Self { socket, port })
+    }
+
+    /// Whether the connection brought any byte before it was reset.
+    fn has_received(&self) -> io::Result<bool> {
+        let (connection, _) = self.socket.accept()?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        // What arrived comes out before the reset does.
+        match TcpStream::from(connection).read(&mut [0]) {
+            Ok(count) => Ok(count > 0),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
@@ -117,22 +191,17 @@ impl Targets {
 pub(super) struct Aim {
     /// Port of a UDP socket on `::1`; 0 for none.
     pub(super) v6: u16,
-    /// Name of an abstract Unix socket; empty when nothing is to be tried.
+    /// Port on `127.0.0.1` to which a connection is open if it is TLS for an allowed name.
+    pub(super) tls: u16,
+    /// The same for HTTP.
+    pub(super) http: u16,
+    /// Name of an abstract Unix socket.
     pub(super) unix: String,
     /// The job's cgroup.
     pub(super) cgroup: PathBuf,
 }
 
 impl Aim {
-    /// To try nothing. The outcomes then are those of a fence in which everything is a hole.
-    pub(super) fn nowhere(cgroup: &Path) -> Self {
-        Self {
-            v6: 0,
-            unix: String::new(),
-            cgroup: cgroup.to_owned(),
-        }
-    }
-
     /// Tries `attempt` on a host that has IPv6.
     fn if_ipv6(&self, attempt: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match self.v6 {
@@ -179,7 +248,7 @@ const EPERM_V6: &[i32] = &[libc::EPERM, libc::EAFNOSUPPORT];
 /// What the filter for system calls says of a family; nothing else says so of those that exist.
 const NO_FAMILY: &[i32] = &[libc::EAFNOSUPPORT];
 
-const ATTEMPTS: [Attempt; 20] = [
+const ATTEMPTS: [Attempt; 22] = [
     Attempt {
         what: "make a raw IPv4 socket as root",
         stage: Stage::Privileged,
@@ -242,6 +311,20 @@ const ATTEMPTS: [Attempt; 20] = [
         make: |aim| aim.if_ipv6(|| send((Ipv6Addr::LOCALHOST, aim.v6).into())),
         expect: Expect::Refused(EPERM_V6),
         report: Some((Hook::PACKET, IpAddr::V6(Ipv6Addr::LOCALHOST), proto::UDP)),
+    },
+    Attempt {
+        what: "send what is no TLS to where only TLS for an allowed name may go",
+        stage: Stage::Job,
+        make: |aim| send_nameless(aim.tls, b"no ClientHello"),
+        expect: Expect::Refused(EPERM),
+        report: Some((Hook::TLS, LOCAL, proto::TCP)),
+    },
+    Attempt {
+        what: "send a request without a host to where only requests for an allowed one may go",
+        stage: Stage::Job,
+        make: |aim| send_nameless(aim.http, b"GET / HTTP/1.1\r\n\r\n"),
+        expect: Expect::Refused(EPERM),
+        report: Some((Hook::HTTP, LOCAL, proto::TCP)),
     },
     Attempt {
         what: "make a raw socket",
@@ -362,6 +445,19 @@ fn send(to: SocketAddr) -> io::Result<()> {
     socket.send(b"").map(drop)
 }
 
+/// Sends `payload` to a listener of the agent's, and ends the connection by a reset, so that the
+/// agent need not wait to know that nothing arrived.
+fn send_nameless(port: u16, payload: &[u8]) -> io::Result<()> {
+    let socket = tied(LOCAL, Type::STREAM)?;
+    socket.connect(&SocketAddr::new(LOCAL, port).into())?;
+    // The second send makes TCP send the first again, which must leave no more than before. It
+    // stays apart from that as the end of a record.
+    for _ in 0..2 {
+        socket.send_with_flags(payload, libc::MSG_EOR)?;
+    }
+    socket.set_linger(Some(Duration::ZERO))
+}
+
 /// Moves the process to the cgroup above its own. If that works, the process never becomes the
 /// command.
 fn leave(aim: &Aim) -> io::Result<()> {
@@ -425,6 +521,10 @@ pub(super) struct Outcomes([i32; ATTEMPTS.len()]);
 /// An answer from the wrong server, or a wrong one.
 const OTHER_ERROR: i32 = libc::EPROTO;
 
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(OTHER_ERROR)
+}
+
 impl Outcomes {
     /// Bytes of [`Self::bytes`].
     pub(super) const BYTES: usize = 4 * ATTEMPTS.len();
@@ -437,11 +537,8 @@ impl Outcomes {
     /// Makes the attempts of a stage. Called in the process that is to become the command.
     pub(super) fn attempt(&mut self, stage: Stage, aim: &Aim) {
         for (attempt, outcome) in ATTEMPTS.iter().zip(&mut self.0) {
-            if attempt.stage == stage && !aim.unix.is_empty() {
-                *outcome = match (attempt.make)(aim) {
-                    Ok(()) => 0,
-                    Err(error) => error.raw_os_error().unwrap_or(OTHER_ERROR),
-                };
+            if attempt.stage == stage {
+                *outcome = (attempt.make)(aim).map_or_else(|error| errno(&error), |()| 0);
             }
         }
     }
@@ -550,7 +647,14 @@ fn tells_of(report: &abi::Event, hook: Hook, ip: IpAddr, proto: u8) -> bool {
     } else {
         libc::AF_INET6
     };
+    // A connection can be refused for other reasons too, as one that was not seen to begin.
+    let names_it = match hook {
+        Hook::TLS => report.reason == Reason::SNI,
+        Hook::HTTP => report.reason == Reason::HOST_HEADER,
+        _ => true,
+    };
     report.hook == hook
+        && names_it
         && report.passed == 0
         && i32::from(report.family) == family
         && report.flow.proto == proto
@@ -602,7 +706,11 @@ mod tests {
         abi::Event {
             slot: 1,
             hook,
-            reason: Reason::NO_RULE,
+            reason: match hook {
+                Hook::TLS => Reason::SNI,
+                Hook::HTTP => Reason::HOST_HEADER,
+                _ => Reason::NO_RULE,
+            },
             family: if ip.is_ipv4() { 2 } else { 10 },
             flow: Flow::new(ip.into(), PORT, proto),
             pid: 1,
@@ -687,6 +795,45 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_that_was_refused_for_another_reason_does_not_count_as_checked() {
+        for hook in [Hook::TLS, Hook::HTTP] {
+            let (outcomes, mut reports) = held();
+            for report in reports.iter_mut().filter(|report| report.hook == hook) {
+                report.reason = Reason::INBOUND;
+            }
+            let unreported = judge(&outcomes, &reports, MEANS);
+            assert!(
+                matches!(unreported, Err(ProbeError::Unreported { .. })),
+                "{unreported:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_arrives_at_a_listener_is_told_from_what_does_not() {
+        let aim = |targets: &Targets| targets.aim(Path::new("/nonexistent"));
+        let connect = |port| TcpStream::connect((LOCAL, port)).expect("a connection");
+        let index = |hook| {
+            let found = |attempt: &Attempt| attempt.report.is_some_and(|(at, ..)| at == hook);
+            ATTEMPTS.iter().position(found).expect("no such attempt")
+        };
+        let targets = Targets::new("arrivals").expect("targets");
+        let (tls, http) = (aim(&targets).tls, aim(&targets).http);
+        connect(tls).write_all(b"x").expect("sent");
+        // Ends without a byte.
+        drop(connect(http));
+        let mut outcomes = Outcomes::none();
+        targets.witness(&mut outcomes);
+        assert_eq!(outcomes.0[index(Hook::TLS)], 0);
+        assert_eq!(outcomes.0[index(Hook::HTTP)], libc::EPERM);
+
+        // Of an attempt that failed, nothing is waited for.
+        outcomes.0 = [libc::ECONNREFUSED; ATTEMPTS.len()];
+        targets.witness(&mut outcomes);
+        assert_eq!(outcomes.0, [libc::ECONNREFUSED; ATTEMPTS.len()]);
+    }
+
+    #[test]
     fn a_resolver_that_cannot_be_reached_is_found() {
         for (index, attempt) in ATTEMPTS.iter().enumerate() {
             let (mut outcomes, reports) = held();
@@ -738,10 +885,10 @@ mod tests {
             for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
                 // These two wait for an answer that nobody gives.
                 if attempt.stage == Stage::Job && !matches!(attempt.expect, Expect::Success(_)) {
-                    let made = (attempt.make)(&aim);
-                    *outcome = made.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
+                    *outcome = (attempt.make)(&aim).map_or_else(|error| errno(&error), |()| 0);
                 }
             }
+            targets.witness(&mut outcomes);
             outcomes
         });
         let outcomes = outcomes.join().expect("no panic");

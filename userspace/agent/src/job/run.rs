@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -28,7 +28,12 @@ use rustix::{
     process::{Pid, PidfdFlags, geteuid, pidfd_open, setpriority_process},
 };
 use thiserror::Error;
-use tokio::{io::unix::AsyncFd, sync::Notify, task::spawn_blocking};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{
     Layers, State,
@@ -55,6 +60,10 @@ use crate::{
 
 /// The only job of this process's programs. Slot 0 names no job.
 const SLOT: u32 = 1;
+
+/// How often the agent looks for attempts that it was not woken for, which are the allowed ones, and
+/// after its log: for so long an attempt can go on when the log is gone.
+const ROUND: Duration = Duration::from_millis(100);
 
 /// The agent's nice value while a job runs.
 const PRECEDENCE: i32 = -20;
@@ -176,18 +185,19 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let signals = Signals::new().map_err(failed("take signals"))?;
     let mut events = Events::new(&mut kernel)?;
 
+    let targets = Targets::new(&id).map_err(failed("put up targets for the self-probe"))?;
     let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
     let mut spec = JobSpec {
         state: JobState::ENFORCE,
         resolver_v4: resolver.ports().v4,
         resolver_v6: resolver.ports().v6.unwrap_or(0),
-        addresses: Addresses::new(&[])?,
+        addresses: Addresses::new(&targets.prefixes())?,
         names,
     };
     let fenced =
         Fenced::start(&mut kernel, &cgroup, &id, &spec).inspect_err(|_| discard(&cgroup))?;
     let (account, command) = (&options.account, &options.command);
-    let proven = prove(account, command, (&id, &cgroup), &kernel, &mut events).await;
+    let proven = prove(account, command, &cgroup, targets, &kernel, &mut events).await;
     let (starting, findings) = match proven {
         Ok(proven) => proven,
         Err(error) => {
@@ -202,10 +212,13 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         spec.state = JobState::AUDIT;
     }
     let layers = layers(&kernel, &findings, &options.account);
-    let begun = kernel.replace(&fenced.fence, SLOT, &spec);
-    audit.begin(layers);
-    let fault = audit.recorder().log_fault().map(RunError::from);
-    if let Some(error) = begun.err().map(RunError::from).or(fault) {
+    let replaced = kernel.replace(&fenced.fence, SLOT, &spec);
+    let begun = replaced.map_err(RunError::from).and_then(|()| {
+        audit.begin(layers);
+        let fault = audit.recorder().log_fault();
+        fault.map_or(Ok(()), |fault| Err(fault.into()))
+    });
+    if let Err(error) = begun {
         let ended = starting.end();
         fenced.end(&cgroup)?;
         ended.map_err(RunError::Launch)?;
@@ -257,22 +270,26 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     })
 }
 
-/// Starts the job's first process, and has it prove the fence, which has no rule yet, before it
-/// becomes the command.
+/// Starts the job's first process, and has it prove the fence, which has no rule yet but for
+/// `targets`, before it becomes the command.
 async fn prove(
     account: &Account,
     command: &[OsString],
-    job: (&str, &Cgroup),
+    cgroup: &Cgroup,
+    targets: Targets,
     kernel: &Kernel,
     events: &mut Events,
 ) -> Result<(Starting, Findings), RunError> {
-    let (id, cgroup) = job;
-    let targets = Targets::new(id).map_err(failed("put up targets for the self-probe"))?;
     let aim = targets.aim(cgroup.path());
     // On this thread, which lasts as long as the job; the waiting on another, since the resolver
     // has to answer.
     let starting = Starting::start(account, command, &aim).map_err(RunError::Launch)?;
-    let probed = spawn_blocking(move || starting.probe()).await;
+    let probed = spawn_blocking(move || {
+        let (starting, mut outcomes) = starting.probe()?;
+        targets.witness(&mut outcomes);
+        Ok((starting, outcomes))
+    })
+    .await;
     let probed = probed.map_err(|error| failed("wait for the self-probe")(error.into()))?;
     let (starting, outcomes) = probed.map_err(RunError::Launch)?;
     match probe::judge(&outcomes, &events.take(), Means::find(kernel.has_lsm())) {
@@ -396,7 +413,10 @@ async fn watch(
     let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
     let processes = process_events(audit)?;
     let mut killed = false;
+    let mut rounds = interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let mut round = false;
         // In this order: a flood of attempts must not keep signals and the job's end waiting.
         tokio::select! {
             biased;
@@ -418,13 +438,17 @@ async fn watch(
                 ready?.clear_ready();
                 events.drain(audit);
             }
+            _ = rounds.tick() => {
+                round = true;
+                events.drain(audit);
+            }
             () = tokio::task::yield_now(), if events.more => {
                 events.drain(audit);
             }
         }
         let recorder = audit.recorder();
         let violated = on_violation == OnViolation::Kill && recorder.violations() > 0;
-        if !killed && (violated || recorder.log_fault().is_some()) {
+        if !killed && (violated || round && recorder.log_fault().is_some()) {
             killed = true;
             cgroup.kill().map_err(io::Error::other)?;
         }

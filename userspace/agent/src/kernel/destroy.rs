@@ -5,23 +5,31 @@
 //! sock_diag(7) gives its process an error at once (`ECONNABORTED`) and the server a reset. Nothing
 //! depends on it but how long a refusal takes.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    os::fd::OwnedFd,
+};
 
-use jobfence_abi::{Event, Hook, Reason, proto};
+use jobfence_abi::{Addr, Event, Hook, Reason, proto};
 use rustix::{
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect,
         netlink::{self, SocketAddrNetlink},
         recv, send, socket_with,
+        sockopt::socket_cookie,
     },
 };
+use zerocopy::FromZeros as _;
 
 /// `linux/netlink.h` and `linux/sock_diag.h`.
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLMSG_ERROR: u16 = 2;
+/// As events have it.
+const AF_INET: u8 = 2;
 /// `struct nlmsghdr`, in bytes.
 const HEADER: usize = 16;
 /// With `struct inet_diag_req_v2` behind it.
@@ -30,6 +38,8 @@ const REQUEST: u32 = 72;
 /// The TCP connections of the network namespace in which this was made.
 pub struct Connections {
     socket: OwnedFd,
+    /// Whether it was told already that one could not be ended.
+    told: bool,
 }
 
 impl Connections {
@@ -46,28 +56,49 @@ impl Connections {
             Some(netlink::SOCK_DIAG),
         )?;
         connect(&socket, &SocketAddrNetlink::new(0, 0))?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            told: false,
+        })
     }
 
     /// Ends the connection that `event` refused, if it refused one.
-    pub fn end(&self, event: &Event) {
-        let is_packet = [Hook::PACKET, Hook::TLS, Hook::HTTP].contains(&event.hook);
-        if event.passed != 0
-            || !is_packet
-            || event.flow.proto != proto::TCP
-            // The socket is the listener, which has refused nobody else.
-            || event.reason == Reason::INBOUND
-        {
+    pub fn end(&mut self, event: &Event) {
+        if !is_refused_connection(event) {
             return;
         }
         match self.destroy(event) {
             Ok(()) => {}
             // It has ended by itself, or is in a network namespace of the job's own.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if self.told => {
+                tracing::debug!(%error, "one more refused connection could not be ended");
+            }
+            // Once: how many there are is up to the job.
             Err(error) => {
+                self.told = true;
                 tracing::warn!(%error, "a refused connection could not be ended: its client waits");
             }
         }
+    }
+
+    /// Tries it on a socket of this process.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`, `EPERM` without
+    /// `CAP_NET_ADMIN`.
+    pub fn try_ending(&self) -> io::Result<()> {
+        let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let listener = TcpListener::bind((local, 0))?;
+        let mut event = Event::new_zeroed();
+        event.family = AF_INET;
+        event.flow.proto = proto::TCP;
+        event.flow.dst = Addr::v4(0);
+        event.source = local.into();
+        event.source_port = listener.local_addr()?.port();
+        event.cookie = socket_cookie(&listener)?;
+        self.destroy(&event)
     }
 
     fn destroy(&self, event: &Event) -> io::Result<()> {
@@ -86,6 +117,16 @@ impl Connections {
             None => Err(Errno::BADMSG.into()),
         }
     }
+}
+
+/// Whether `event` is about a connection of the job's that was refused. One that somebody else opened
+/// is left alone: its socket is the job's listener, or what that accepted.
+fn is_refused_connection(event: &Event) -> bool {
+    let is_packet = [Hook::PACKET, Hook::TLS, Hook::HTTP].contains(&event.hook);
+    event.passed == 0
+        && is_packet
+        && event.flow.proto == proto::TCP
+        && event.reason != Reason::INBOUND
 }
 
 /// The message that asks to destroy the socket of `event`.
@@ -115,4 +156,25 @@ fn request(event: &Event) -> Vec<u8> {
     bytes.extend([0; 4]);
     bytes.extend(event.cookie.to_le_bytes());
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_job_began_is_ended() {
+        for hook in [Hook::PACKET, Hook::TLS, Hook::HTTP] {
+            let mut event = Event::new_zeroed();
+            event.hook = hook;
+            event.flow.proto = proto::TCP;
+            event.reason = Reason::SNI;
+            assert!(is_refused_connection(&event), "{hook:?}");
+            event.reason = Reason::INBOUND;
+            assert!(!is_refused_connection(&event), "{hook:?}");
+            event.reason = Reason::SNI;
+            event.passed = 1;
+            assert!(!is_refused_connection(&event), "{hook:?}");
+        }
+    }
 }

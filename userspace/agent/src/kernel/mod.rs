@@ -29,7 +29,7 @@ use aya::{
     pin::PinError,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, LsmCgroup,
-        ProgramError,
+        Program, ProgramError,
         links::{FdLink, LinkError},
     },
 };
@@ -185,7 +185,7 @@ pub enum KernelError {
     },
 }
 
-const LOAD_HINT: &str = "jobfence needs root and Linux 5.15 or newer with CONFIG_CGROUP_BPF; in a \
+const LOAD_HINT: &str = "jobfence needs root and Linux 5.17 or newer with CONFIG_CGROUP_BPF; in a \
                          container it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
 
 /// An error with its causes, each once: some of aya's errors tell theirs themselves.
@@ -246,18 +246,25 @@ impl Kernel {
         let types = lsm_listed().then(|| thread::spawn(Btf::from_sys_fs));
         // The object touches no kernel structure, so nothing else needs them.
         let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(Box::new)?;
-        for (name, _) in PROGRAMS {
-            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            let loaded = match name {
-                "egress" => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
-                "sock_create" => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),
-                _ => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
-            };
-            loaded.map_err(|source| KernelError::Program {
-                program: name,
-                source: Box::new(source),
-            })?;
-        }
+        // Verifying takes most of the start, and the kernel verifies for several threads at once.
+        thread::scope(|scope| {
+            let threads: Vec<_> = ebpf
+                .programs_mut()
+                .filter_map(|(name, program)| {
+                    let (name, _) = *PROGRAMS.iter().find(|(known, _)| *known == name)?;
+                    Some(scope.spawn(move || load_program(name, program)))
+                })
+                .collect();
+            if threads.len() != PROGRAMS.len() {
+                return Err(KernelError::Missing("program"));
+            }
+            threads
+                .into_iter()
+                .try_for_each(|thread| match thread.join() {
+                    Ok(loaded) => loaded,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+        })?;
         let lsm = match types {
             Some(types) => load_lsm(&mut ebpf, types)?,
             None => false,
@@ -476,6 +483,18 @@ impl Kernel {
         let bytes = counters.get(&slot, 0).map_err(map("COUNTERS"))?;
         Ok(zerocopy::transmute!(bytes))
     }
+}
+
+fn load_program(name: &'static str, program: &mut Program) -> Result<(), KernelError> {
+    let loaded = match name {
+        "egress" => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
+        "sock_create" => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),
+        _ => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
+    };
+    loaded.map_err(|source| KernelError::Program {
+        program: name,
+        source: Box::new(source),
+    })
 }
 
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of tries.

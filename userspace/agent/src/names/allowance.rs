@@ -1,10 +1,17 @@
 //! How much a job may say in names of its own choosing.
 //!
 //! Under an allowed wildcard the job chooses the name, and whoever serves the zone reads it: that
-//! is all that a DNS tunnel needs. A name that is asked for again comes from the cache or says
-//! nothing new, so what counts is the number of distinct names and the bytes in them.
+//! is all that a DNS tunnel needs. What is limited is the number of distinct names and the bytes in
+//! them.
 //!
-//! The limits are far from what builds do and near to nothing for a tunnel. Below a wildcard,
+//! A name that was counted is free from then on, and that leaves a slower tunnel open, without a
+//! limit: which of its names a job asks for again, and when. Each such question that reaches the
+//! zone says a byte or so. The cache keeps most of them back, as every answer stays in it for a
+//! second at least, so that a name and type say something once a second. It does not keep failures:
+//! who serves the zone can fail on purpose, and then each question gets through to him. A policy
+//! that names its hosts one by one leaves nothing of this.
+//!
+//! The limits are far from what builds do and near to nothing for text. Below a wildcard,
 //! builds find what somebody else has named: the mirrors and edges of a delivery network, an
 //! account or a bucket with its service and region before an object store's domain, the services
 //! of a cluster. That is a handful of names in a build and some dozens in a large one, up to five
@@ -20,8 +27,9 @@ use jobfence_policy::{Name, Rule, Target};
 pub(super) const MAX_NAMES: usize = 256;
 
 /// Bytes that those names may have in all, not counting what the rules say themselves. A host name
-/// has 38 different characters, 5.2 bits each, so no more than 2.7 kB leave in the text of names;
-/// which of the two address types is asked for, and in which order, adds some hundred bytes.
+/// has 38 different characters, 5.2 bits each, so no more than 2.7 kB leave in the text of names.
+/// Which of the two address types is asked for, and in which order, adds some hundred bytes for the
+/// first question of each; what the later ones add, the head of this module says.
 pub(super) const MAX_BYTES: usize = 4096;
 
 /// Labels that such a name may have below its wildcard.

@@ -28,6 +28,10 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Answers that are kept. A job asks for few names; under a wildcard it could ask for any number.
 const CACHED_ANSWERS: u64 = 1024;
 
+/// How long an answer is kept at least, whatever its TTL, so that a job cannot ask for one name over
+/// and over. Failures are not kept.
+const MIN_TTL: Duration = Duration::from_secs(1);
+
 /// Answers of the upstream resolvers.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -69,6 +73,8 @@ impl Upstream {
         // has been asked for again over TCP.
         options.num_concurrent_reqs = 1;
         options.cache_size = CACHED_ANSWERS;
+        options.positive_min_ttl = Some(MIN_TTL);
+        options.negative_min_ttl = Some(MIN_TTL);
         options.preserve_intermediates = true;
         options.use_hosts_file = ResolveHosts::Never;
         // The job's own client appends search domains; names arrive here fully qualified.
