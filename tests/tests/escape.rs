@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use jobfence_tests::{Fence, Fenced, Internet, Output, binary, eventually, run};
+use jobfence_tests::{Fence, Fenced, Internet, Output, binary, eventually, run, slowness};
 
 const POLICY: &str = "
 version: 1
@@ -298,12 +298,13 @@ fn a_directory_as_a_stream_is_refused() -> Result<()> {
 
 // The agent.
 
-/// Sends datagrams to addresses at random for as many seconds as it is told.
+/// Sends as many datagrams as it is told to addresses at random, for no more seconds than it is told.
 const FLOOD: &str = "
 import random, socket, sys, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-end = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < end:
+count, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while count > 0 and time.monotonic() < end:
+    count -= 1
     try: s.sendto(b'x', (f'203.0.113.{random.randrange(256)}', random.randrange(1, 65536)))
     except PermissionError: pass
 ";
@@ -312,11 +313,13 @@ while time.monotonic() < end:
 fn a_flood_does_not_keep_the_job_from_being_killed() -> Result<()> {
     let internet = Internet::new()?;
     let policy = POLICY.replace("jobs:", "on_violation: kill\njobs:");
-    let script = format!("for i in 1 2 3; do python3 -c \"{FLOOD}\" 20 & done; wait");
+    let seconds = 20 * slowness();
+    let script =
+        format!("for i in 1 2 3; do python3 -c \"{FLOOD}\" 9999999 {seconds} & done; wait");
     let fenced = Fence::new(&internet, &policy)?.run(&["sh", "-c", &script])?;
     fenced.assert_code(110);
     assert!(
-        fenced.output.elapsed < Duration::from_secs(10),
+        fenced.output.elapsed < Duration::from_secs(10) * slowness(),
         "it ran for {:?}",
         fenced.output.elapsed
     );
@@ -326,7 +329,8 @@ fn a_flood_does_not_keep_the_job_from_being_killed() -> Result<()> {
 #[test]
 fn a_flood_does_not_fill_the_log() -> Result<()> {
     let internet = Internet::new()?;
-    let script = format!("for i in 1 2; do python3 -c \"{FLOOD}\" 4 & done; wait");
+    let seconds = 25 * slowness();
+    let script = format!("for i in 1 2; do python3 -c \"{FLOOD}\" 15000 {seconds} & done; wait");
     let fenced = Fence::new(&internet, POLICY)?.run(&["sh", "-c", &script])?;
     fenced.assert_code(110);
     let counts: u64 = fenced
