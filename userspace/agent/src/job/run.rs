@@ -417,7 +417,8 @@ async fn watch(
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let mut round = false;
-        // In this order: a flood of attempts must not keep signals and the job's end waiting.
+        // In this order: a flood of attempts must keep neither signals, nor the job's end, nor the look
+        // after the log waiting.
         tokio::select! {
             biased;
             come = signals.come() => {
@@ -428,6 +429,10 @@ async fn watch(
                 ready?.retain_ready();
                 return child.wait();
             }
+            _ = rounds.tick() => {
+                round = true;
+                events.drain(audit);
+            }
             () = audit.changed.notified() => {}
             ready = readable(processes.as_ref()) => {
                 ready?.clear_ready();
@@ -436,10 +441,6 @@ async fn watch(
             ready = events.readable.readable() => {
                 // Cleared first: what comes while draining is seen again.
                 ready?.clear_ready();
-                events.drain(audit);
-            }
-            _ = rounds.tick() => {
-                round = true;
                 events.drain(audit);
             }
             () = tokio::task::yield_now(), if events.more => {
