@@ -38,20 +38,25 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
     // SAFETY: checked above. Programs on other processors may write the same entry; see
     // `jobfence_abi::Socket` on what that can do.
     let socket = unsafe { &mut *socket };
-    process::stamp(socket);
 
     // SAFETY: as above.
     let asked = unsafe { read_addr(addr, family) };
     // SAFETY: as above. The port lies in the low half of the word, in network byte order.
     let (port, protocol) = unsafe { (u16::from_be((*addr).user_port as u16), (*addr).protocol) };
+    let proto = protocol as u8;
+    let mut flow = Flow::new(asked.effective(), port, proto);
+    // One more datagram to where the last one went.
+    if sending && !flow.dst.is_loopback() && was_allowed(&flow, job, socket) {
+        process::stamp_another(socket);
+        return 1;
+    }
+    process::stamp(socket);
     if sending && port == 0 && asked.is_unspecified() {
         // A send with control messages on a connected socket, which carries no address here.
         return 1;
     }
-    let proto = protocol as u8;
     // SAFETY: as above.
     let zero = unsafe { obscure_zero(addr) };
-    let mut flow = Flow::new(asked.effective(), port, proto);
     for word in &mut flow.dst.words {
         *word ^= zero;
     }
@@ -65,9 +70,6 @@ pub(crate) fn outgoing(ctx: &SockAddrContext, family: Family, sending: bool) -> 
         // Nothing is sent yet, and often nothing ever is: resolver libraries connect a datagram
         // socket to each address that they found, only to learn which source address the kernel
         // would take (RFC 6724). What is sent is decided as a packet.
-        return 1;
-    }
-    if sending && !flow.dst.is_loopback() && was_allowed(&flow, job, socket) {
         return 1;
     }
     let rules = KernelRules {

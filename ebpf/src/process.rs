@@ -15,3 +15,12 @@ pub(crate) fn stamp(socket: &mut Socket) {
     // a current task, and then fills it with zeros.
     unsafe { bpf_get_current_comm(socket.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
 }
+
+/// As [`stamp`], where nothing is recorded in the ordinary course of things: only if it is another
+/// process than the one noted last.
+#[inline(always)]
+pub(crate) fn stamp_another(socket: &mut Socket) {
+    if socket.pid != (bpf_get_current_pid_tgid() >> 32) as u32 {
+        stamp(socket);
+    }
+}

@@ -86,6 +86,9 @@ pub(crate) fn record_new(attempt: &Attempt, job: &Job, socket: &mut Socket) -> b
 #[inline(always)]
 pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool {
     let passed = passes(attempt.reason, job);
+    if !is_within_rate(attempt.slot, job) {
+        return job.state == JobState::AUDIT;
+    }
     let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
         count(attempt.slot, Counter::Lost);
         return job.state == JobState::AUDIT;
@@ -103,6 +106,7 @@ pub(crate) fn record(attempt: &Attempt, job: &Job, socket: &mut Socket) -> bool 
         )
     };
     entry.submit(wakeup(passed));
+    count(attempt.slot, Counter::Recorded);
     socket.reported = digest(&attempt.flow, attempt.reason, job);
     passed
 }
@@ -128,12 +132,16 @@ pub(crate) fn record_name(
     socket: &Socket,
     stream: &Stream,
 ) -> Recorded {
+    let unwritten = Recorded {
+        written: false,
+        pass: job.state == JobState::AUDIT,
+    };
+    if !is_within_rate(attempt.slot, job) {
+        return unwritten;
+    }
     let Some(mut entry) = EVENTS.reserve_untyped::<NamedEvent>(0) else {
         count(attempt.slot, Counter::Lost);
-        return Recorded {
-            written: false,
-            pass: job.state == JobState::AUDIT,
-        };
+        return unwritten;
     };
     let hook = if stream.is_http() {
         Hook::HTTP
@@ -161,6 +169,7 @@ pub(crate) fn record_name(
     }
     let pass = passes(reason, job);
     entry.submit(wakeup(pass));
+    count(attempt.slot, Counter::Recorded);
     Recorded {
         written: true,
         pass,
@@ -229,10 +238,43 @@ fn passes(reason: Reason, job: &Job) -> bool {
     job.state == JobState::AUDIT || reason.is_allowed()
 }
 
+/// Whether one more attempt of the job may be recorded in this second. All jobs share the ring
+/// buffer, and one that floods it must take no room from the others.
+#[inline(always)]
+fn is_within_rate(slot: u32, job: &Job) -> bool {
+    if job.rate == 0 {
+        return true;
+    }
+    let Some(counters) = COUNTERS.get_ptr_mut(slot) else {
+        return false;
+    };
+    // SAFETY: as in `count`; `second` is written whole, whoever else writes it.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let second = &raw mut (*counters).second;
+        if now.wrapping_sub(second.read_volatile()) >= SECOND {
+            second.write_volatile(now);
+            (&raw mut (*counters).this_second).write_volatile(0);
+        }
+        let this_second = &raw mut (*counters).this_second;
+        if this_second.read_volatile() >= u64::from(job.rate) {
+            count(slot, Counter::Limited);
+            return false;
+        }
+        increment(this_second);
+    }
+    true
+}
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
 /// A counter of [`jobfence_abi::Counters`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {
+    Recorded,
     Lost,
+    Limited,
     DroppedAgain,
 }
 
@@ -243,13 +285,27 @@ pub(crate) fn count(slot: u32, counter: Counter) {
         return;
     };
     // SAFETY: an eight-byte aligned field of a map entry, which lives for ever and is only added
-    // to. Rust offers no read-modify-write atomics for this target, so the instruction is named.
+    // to.
     unsafe {
-        let field = if counter == Counter::Lost {
-            &raw mut (*counters).lost
-        } else {
-            &raw mut (*counters).dropped_again
-        };
+        increment(match counter {
+            Counter::Recorded => &raw mut (*counters).recorded,
+            Counter::Lost => &raw mut (*counters).lost,
+            Counter::Limited => &raw mut (*counters).limited,
+            Counter::DroppedAgain => &raw mut (*counters).dropped_again,
+        });
+    }
+}
+
+/// Adds one, atomically. Rust offers no read-modify-write atomics for this target, so the
+/// instruction is named.
+///
+/// # Safety
+///
+/// `field` must be aligned, and in a map entry.
+#[inline(always)]
+unsafe fn increment(field: *mut u64) {
+    // SAFETY: by the contract.
+    unsafe {
         core::arch::asm!(
             "lock *(u64 *)({field} + 0) += {one}",
             field = in(reg) field,

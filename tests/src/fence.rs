@@ -326,6 +326,12 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Where the links of the jobs of `jobfence run` are pinned, in a folder for each.
+#[must_use]
+pub fn pins() -> PathBuf {
+    format!("/sys/fs/bpf/jobfence/v{}/run", jobfence_abi::VERSION).into()
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// When an event happened, since the last midnight.

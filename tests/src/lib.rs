@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+mod agent;
 pub mod attack;
 mod dns;
 mod fence;
@@ -26,8 +27,9 @@ mod servers;
 mod tls;
 mod wire;
 
+pub use agent::{Agent, Shell};
 pub use dns::Data;
-pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name};
+pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name, pins};
 pub use host::{Cgroup, Foreign, mounted};
 pub use internet::Internet;
 pub use run::{Output, eventually, run, slowness};

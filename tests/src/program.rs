@@ -167,5 +167,7 @@ pub const fn job(state: JobState) -> Job {
         resolver_v6: 5301,
         id: 7,
         key: 1,
+        rate: 0,
+        pad: 0,
     }
 }

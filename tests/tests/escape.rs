@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use jobfence_tests::{Fence, Fenced, Internet, Output, binary, eventually, run, slowness};
+use jobfence_tests::{Fence, Fenced, Internet, Output, binary, eventually, pins, run, slowness};
 
 const POLICY: &str = "
 version: 1
@@ -236,7 +236,7 @@ jobs: {default: {allow: [{cidr: 198.51.100.10/32, ports: [7000]}]}}
     let fenced = Fence::new(&internet, policy)?.run(&["python3", "-c", script])?;
     fenced.assert_code(0);
     let id = fenced.events[0]["job"]["id"].as_str().context("no id")?;
-    let pins = format!("/sys/fs/bpf/jobfence/v1/{id}");
+    let pins = pins().join(id);
     assert!(
         fs::exists(&pins)?,
         "the fence was taken down with a socket left"
@@ -347,40 +347,64 @@ fn a_flood_does_not_fill_the_log() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_log_that_the_job_replaces_fails_it() -> Result<()> {
-    let internet = Internet::new()?;
+/// A job whose log is in a folder of its user, and that log.
+fn logging_to_its_user(internet: &Internet, script: &str) -> Result<(Vec<String>, String)> {
     let folder = internet.home().join("logs");
     fs::create_dir(&folder)?;
     chown(&folder, Some(65534), Some(65534))?;
-    let log = folder.join("log.jsonl");
-    let log = log.to_string_lossy();
-    let replace = "rm logs/log.jsonl && echo '{}' > logs/log.jsonl";
-    let fence = Fence::new(&internet, POLICY)?;
-    let (job, _) = fence.command(&["sh", "-c", replace])?;
-    let mut words: Vec<_> = job
-        .get_args()
-        .map(|word| word.to_string_lossy().into_owned())
+    let log = folder.join("log.jsonl").to_string_lossy().into_owned();
+    let fence = Fence::new(internet, POLICY)?;
+    let (job, _) = fence.command(&["sh", "-c", script])?;
+    let words = job.get_args().map(|word| word.to_string_lossy());
+    let mut words: Vec<_> = words
+        .map(|word| word.into_owned())
+        .skip_while(|word| !word.ends_with("jobfence"))
         .collect();
-    let inner = words
-        .iter()
-        .position(|word| word.ends_with("jobfence"))
-        .context("no jobfence")?;
-    let at = words
-        .iter()
-        .position(|word| word == "--log")
-        .context("no --log")?;
-    words[at + 1] = log.into_owned();
-    let mut command = internet.command(&words[inner]);
-    let output = run(command.args(&words[inner + 1..]), DEADLINE)?;
+    let at = words.iter().position(|word| word == "--log");
+    words[at.context("no --log")? + 1].clone_from(&log);
+    Ok((words, log))
+}
+
+#[test]
+fn a_log_that_vanishes_in_a_flood_ends_the_job() -> Result<()> {
+    let internet = Internet::new()?;
+    let seconds = 25 * slowness();
+    let script = format!(
+        "for i in 1 2 3; do python3 -c \"{FLOOD}\" 9999999 {seconds} & done
+         until [ $(wc -l < logs/log.jsonl) -gt 100 ]; do sleep 0.1; done
+         mv logs/log.jsonl logs/gone; wait"
+    );
+    let (words, _) = logging_to_its_user(&internet, &script)?;
+    let output = run(internet.command(&words[0]).args(&words[1..]), DEADLINE)?;
+    assert!(internet.home().join("logs/gone").exists(), "{output:?}");
+    assert_eq!(output.status.code(), Some(111), "{output:?}");
+    assert!(output.stderr.contains("moved or replaced"), "{output:?}");
+    assert!(
+        output.elapsed < Duration::from_secs(20) * slowness(),
+        "it ran for {:?}",
+        output.elapsed
+    );
+    Ok(())
+}
+
+#[test]
+fn a_log_that_the_job_replaces_fails_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let replace = "rm logs/log.jsonl && echo '{}' > logs/log.jsonl";
+    let (words, log) = logging_to_its_user(&internet, replace)?;
+    let job = || {
+        let mut command = internet.command(&words[0]);
+        command.args(&words[1..]);
+        command
+    };
+    let output = run(&mut job(), DEADLINE)?;
     assert_eq!(output.status.code(), Some(111), "{output:?}");
     assert!(output.stderr.contains("moved or replaced"), "{output:?}");
 
     // A file of the job's user in its place.
-    fs::write(&words[at + 1], "{}\n")?;
-    chown(&words[at + 1], Some(65534), Some(65534))?;
-    let mut command = internet.command(&words[inner]);
-    let output = run(command.args(&words[inner + 1..]), DEADLINE)?;
+    fs::write(&log, "{}\n")?;
+    chown(&log, Some(65534), Some(65534))?;
+    let output = run(&mut job(), DEADLINE)?;
     assert_eq!(output.status.code(), Some(111), "{output:?}");
     assert!(
         output.stderr.contains("others than root can change it"),

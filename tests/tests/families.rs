@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use jobfence_tests::{Fence, Fenced, Internet, Output, run};
+use jobfence_tests::{Fence, Fenced, Internet, Output, pins, run};
 use serde_json::Value;
 
 const POLICY: &str = "
@@ -142,11 +142,8 @@ impl Saboteur {
 
 /// The folders with the links of each job.
 fn folders() -> Vec<PathBuf> {
-    let versions = fs::read_dir("/sys/fs/bpf/jobfence").into_iter().flatten();
-    let jobs = versions
-        .flatten()
-        .filter_map(|version| fs::read_dir(version.path()).ok());
-    jobs.flatten().flatten().map(|job| job.path()).collect()
+    let jobs = fs::read_dir(pins()).into_iter().flatten();
+    jobs.flatten().map(|job| job.path()).collect()
 }
 
 #[test]

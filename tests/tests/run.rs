@@ -673,6 +673,24 @@ for port in range(1000, 1200):
 }
 
 #[test]
+fn the_log_of_a_job_is_whole_and_tells_what_was_told() -> Result<()> {
+    let internet = Internet::new()?;
+    let script = "for i in 1 2 3; do curl -s --max-time 5 https://198.51.100.20/; done; exit 0";
+    let (mut command, log) = Fence::new(&internet, POLICY)?.command(&["sh", "-c", script])?;
+    let job = run(&mut command, DEADLINE)?;
+    assert_eq!(job.status.code(), Some(110), "{job:#?}");
+    let report = |options: &[&str]| {
+        let mut report = Command::new(binary()?);
+        run(report.arg("report").arg(&log).args(options), DEADLINE)
+    };
+    let whole = report(&["--verify"])?;
+    assert_eq!(whole.status.code(), Some(0), "{whole:#?}");
+    let told = report(&[])?;
+    assert_eq!((told.status.code(), told.stdout), (Some(0), job.stderr));
+    Ok(())
+}
+
+#[test]
 fn repeated_attempts_are_counted_in_one_event() -> Result<()> {
     let internet = Internet::new()?;
     let script = "

@@ -8,7 +8,7 @@ use crate::{Addr, Checks, DNS_PORT, Flow, Grants, Job, JobState, Reason, proto};
 pub struct Peer(pub u32);
 
 impl Peer {
-    /// The destination is not a loopback address, or nobody listens there.
+    /// Nobody listens there.
     pub const NONE: Self = Self(0);
     /// A socket of the same job.
     pub const INSIDE: Self = Self(1);
@@ -40,7 +40,8 @@ impl From<Reason> for Verdict {
 pub trait Rules {
     /// The grants of the longest prefix that holds `dst`.
     fn grants(&self, dst: &Addr) -> Option<&Grants>;
-    /// Who listens at `flow`, which goes to a loopback address.
+    /// Who listens at `flow`, which goes to a loopback address. The agent gives the listeners of a
+    /// job's resolver the job's mark, so they are inside.
     fn peer(&self, flow: &Flow) -> Peer;
 }
 
@@ -55,18 +56,21 @@ pub fn decide<R: Rules>(flow: &Flow, job: &Job, rules: &R) -> Verdict {
         return Reason::CLOSED.into();
     }
     let has_ports = flow.proto == proto::TCP || flow.proto == proto::UDP;
-    if has_ports && job.is_resolver(flow) {
+    let peer = if has_ports && flow.dst.is_loopback() {
+        rules.peer(flow)
+    } else {
+        Peer::OUTSIDE
+    };
+    // While there is no agent, its ports are for whoever takes them.
+    if peer == Peer::INSIDE && job.is_resolver(flow) {
         return Reason::RESOLVER.into();
     }
     if has_ports && flow.port == DNS_PORT {
         return Reason::RESOLVER_BYPASS.into();
     }
-    if has_ports && flow.dst.is_loopback() {
-        let peer = rules.peer(flow);
-        if peer != Peer::OUTSIDE {
-            // Nobody: the kernel answers with a reset or an ICMP error that never leaves.
-            return Reason::INSIDE.into();
-        }
+    if peer != Peer::OUTSIDE {
+        // Nobody: the kernel answers with a reset or an ICMP error that never leaves.
+        return Reason::INSIDE.into();
     }
     let Some(grants) = rules.grants(&flow.dst) else {
         return unnamed(flow, has_ports).into();
@@ -156,6 +160,8 @@ mod tests {
         resolver_v6: 0,
         id: 1,
         key: 7,
+        rate: 0,
+        pad: 0,
     };
 
     fn addr(text: &str) -> Addr {
@@ -219,6 +225,16 @@ mod tests {
         let away = Flow::new(addr("198.51.100.1"), 8080, proto::TCP);
         let verdict = decide(&away, &JOB, &Everywhere(None, Peer::INSIDE)).reason;
         assert_eq!(verdict, Reason::NO_RULE);
+    }
+
+    #[test]
+    fn the_resolver_is_who_has_its_port_and_the_jobs_mark() {
+        let to = |port| flow("127.0.0.1", port, proto::UDP);
+        let of = |port, peer| decide(&to(port), &JOB, &Everywhere(None, peer)).reason;
+        assert_eq!(of(5300, Peer::INSIDE), Reason::RESOLVER);
+        assert_eq!(of(5300, Peer::OUTSIDE), Reason::LOOPBACK);
+        assert_eq!(of(5300, Peer::NONE), Reason::INSIDE);
+        assert_eq!(of(5301, Peer::INSIDE), Reason::INSIDE);
     }
 
     #[test]

@@ -235,6 +235,11 @@ pub struct Job {
     pub id: u32,
     /// A secret of the job's agent, for [`digest`](crate::digest).
     pub key: u64,
+    /// Attempts a second that are recorded; what is beyond is denied and only counted. 0 for no
+    /// limit.
+    pub rate: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Job {
@@ -249,14 +254,23 @@ impl Job {
     }
 }
 
-/// What the programs count for a job; only the kernel writes it, with atomic additions.
+/// What the programs count for a job; only the kernel writes it, with atomic additions, but for
+/// `second`: when two processors begin a second at once, some attempts more are recorded in it.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Counters {
+    /// Attempts that were recorded: put into the ring buffer.
+    pub recorded: u64,
     /// Attempts that were denied because their event found no room in the ring buffer.
     pub lost: u64,
+    /// Attempts that were denied because they were beyond [`Job::rate`].
+    pub limited: u64,
     /// Packets dropped after the first of their flow, for which no event was written.
     pub dropped_again: u64,
+    /// When the second began in which `this_second` counts: `CLOCK_MONOTONIC`, nanoseconds.
+    pub second: u64,
+    /// Attempts in that second.
+    pub this_second: u64,
 }
 
 /// What is kept with each socket of a job.
@@ -359,8 +373,8 @@ const _: () = {
     assert!(offset_of!(Flow, proto) == 18);
     assert!(size_of::<PortRange>() == 6 && align_of::<PortRange>() == 2);
     assert!(size_of::<Grants>() == 6 * MAX_RANGES);
-    assert!(size_of::<Job>() == 24 && offset_of!(Job, resolver_v4) == 8);
-    assert!(size_of::<Counters>() == 16 && align_of::<Counters>() == 8);
+    assert!(size_of::<Job>() == 32 && offset_of!(Job, resolver_v4) == 8);
+    assert!(size_of::<Counters>() == 48 && align_of::<Counters>() == 8);
     assert!(size_of::<Redirect>() == 20);
     assert!(size_of::<Socket>() == 96 && offset_of!(Socket, redirect) == 76);
     assert!(size_of::<ClientKey>() == 8 && size_of::<Client>() == 24);

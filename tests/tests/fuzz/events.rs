@@ -14,6 +14,7 @@ use jobfence_abi::{Client, Event, Reason};
 use jobfence_agent::{
     audit::{
         event::JobName,
+        history::verify,
         log::Log,
         mask::Mask,
         recorder::{Recorder, Subject},
@@ -103,10 +104,12 @@ fn recorder(path: &std::path::Path) -> Recorder {
         job: JobName {
             id: "1".to_owned(),
             name: "default".to_owned(),
+            ..JobName::default()
         },
         state: State::Advisory(vec!["a reason".to_owned()]),
         policy: Arc::new(policy.job(None).unwrap()),
         table: Arc::new(Table::default()),
+        processes: Arc::default(),
         mask: Mask::new([("API_TOKEN".to_owned(), "correct-horse".to_owned())].into_iter()),
         log: Some(Log::open(path).unwrap()),
     })
@@ -198,9 +201,9 @@ fn the_name_of_a_program_cannot_change_how_its_line_looks() {
     for pid in [process.shell.id(), process.sleeper] {
         event.pid = pid;
         event.reason = Reason::NO_RULE;
-        recorder.kernel(&event, None);
+        recorder.kernel(&event, None).unwrap();
     }
-    recorder.finish(None);
+    recorder.finish(None).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     fs::remove_file(&path).unwrap();
     check(&text, 0).unwrap();
@@ -230,17 +233,18 @@ proptest! {
             let mut event = Event::read_from_bytes(bytes).unwrap();
             // No process has such an id: what the log says does not depend on this machine's.
             event.pid |= 1 << 31;
-            recorder.kernel(&event, None);
+            recorder.kernel(&event, None).unwrap();
         }
         for (question, comm) in questions {
-            recorder.dns(&question, &Client { pid: 1 << 31, uid: 7, comm });
+            recorder.dns(&question, &Client { pid: 1 << 31, uid: 7, comm }).unwrap();
         }
-        recorder.loss(3);
-        let summary = recorder.finish(None);
+        recorder.loss(Reason::AUDIT_LOSS, 3).unwrap();
+        let summary = recorder.finish(None).unwrap();
         prop_assert!(recorder.log_fault().is_none());
         let text = fs::read_to_string(&path).unwrap();
         fs::remove_file(&path).unwrap();
         let lines = check(&text, 0)?;
+        prop_assert!(verify(text.as_bytes(), None).is_ok());
         prop_assert!(usize::try_from(lines).unwrap() >= summary.tallies.len());
         let counted: u64 = summary.tallies.iter().map(|tally| tally.count).sum();
         prop_assert!(counted >= reports.len() as u64);

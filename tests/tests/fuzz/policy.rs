@@ -18,15 +18,18 @@ const SEEDS: [&str; 3] = [
     "version: 1
 mode: enforce
 on_violation: fail
+limits: {names: 10, upload: 500MB}
 jobs:
   default:
     allow:
+      - use: localhost-services
       - host: git.example.com # a comment
       - host: \"*.cdn.example.com\"
         ports: [443, 8000-8010, 123/udp]
         reason: 'mirrors'
         owner: team
         private: true
+        expires: 2027-03-31
       - cidr: 198.51.100.0/24
         ports: [80]
       - {cidr: 2001:db8::/32, ports: [22]}
@@ -41,6 +44,7 @@ jobs:
         ports: [8005]
   release:
     extends: default
+    limits: {events: 500, upload: none}
     allow: [{host: upload.example.com}, {host: b\u{fc}cher.example}]
 ",
     "version: 1\r\nmode: audit\r\njobs:\r\n  default: {allow: [{host: a.example.com, ports: [1-65535]}]}\r\n",
@@ -48,7 +52,7 @@ jobs:
 ];
 
 /// What YAML and the policy language are made of.
-const WORDS: [&str; 57] = [
+const WORDS: [&str; 62] = [
     "version: 1\n",
     "jobs:\n",
     "  default:\n",
@@ -59,6 +63,11 @@ const WORDS: [&str; 57] = [
     "        ports: ",
     "        private: true\n",
     "        fail: false\n",
+    "        expires: 2027-02-29\n",
+    "      - use: localhost-services\n",
+    "    limits:\n",
+    "      upload: 16777216TiB\n",
+    "      names: 16384\n",
     "    extends: ",
     "default",
     "release",
@@ -284,6 +293,19 @@ fn check(job: &Job, addr: IpAddr, name: &Name) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// What holds for every two policies, here twice the same.
+fn check_intersection(job: &Job, addr: IpAddr, name: &Name) -> Result<(), TestCaseError> {
+    let Ok(narrowed) = job.narrowed_by(job) else {
+        return Ok(());
+    };
+    prop_assert!(narrowed.clipped.is_empty(), "{:?}", narrowed.clipped);
+    prop_assert_eq!(narrowed.limits, job.limits);
+    for names in [&[][..], std::slice::from_ref(name)] {
+        prop_assert_eq!(narrowed.grants(addr, names), job.grants(addr, names));
+    }
+    Ok(())
+}
+
 /// The most memory that this process has had at once, in bytes.
 fn peak() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -322,6 +344,7 @@ proptest! {
                 for job in policy.job_names() {
                     let job = policy.job(Some(job)).unwrap();
                     check(&job, addr, &name)?;
+                    check_intersection(&job, addr, &name)?;
                 }
             }
         }

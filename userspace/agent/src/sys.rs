@@ -103,6 +103,43 @@ pub(crate) fn scope() -> io::Result<()> {
     }
 }
 
+/// The supplementary groups that the process at the other end of a Unix socket had when it connected
+/// (`SO_PEERGROUPS`, Linux 4.13).
+///
+/// # Errors
+///
+/// What getsockopt(2) says.
+pub(crate) fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    const GROUP: usize = size_of::<libc::gid_t>();
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let room = groups.len() * GROUP;
+        let mut length = libc::socklen_t::try_from(room).map_err(io::Error::other)?;
+        // SAFETY: the call writes as many bytes to the groups as the length says, which is theirs,
+        // and to the length; both live until it returns.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        // How many there are, also where there is no room for them.
+        let count = length as usize / GROUP;
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(error);
+        }
+        groups.resize(count, 0);
+    }
+}
+
 /// The descriptor that a system call has just made, or its error.
 fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     match libc::c_int::try_from(result) {

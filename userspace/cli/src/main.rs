@@ -4,7 +4,10 @@
 //! `jobfence-agent` and `jobfence-policy`.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod doctor;
+mod history;
+mod job;
 mod policy;
 mod report;
 mod run;
@@ -15,7 +18,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use jobfence_agent::job::{launch, reaper};
+use jobfence_agent::job::{launch, probe, reaper};
 
 /// An egress firewall for CI jobs: a job reaches the domains on its allow list, and nothing else.
 #[derive(Parser)]
@@ -28,23 +31,34 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArguments),
+    Agent(agent::AgentArguments),
+    Job(job::JobArguments),
+    Report(history::ReportArguments),
     Doctor(doctor::DoctorArguments),
 }
 
 fn main() -> ExitCode {
-    // Two roles of this program are for its own use, and begin before anything else is set up.
+    // Three roles of this program are for its own use, and begin before anything else is set up.
     if let Some(role) = env::args_os().nth(1) {
         if role == launch::ENTRY {
             return launch::become_job(env::args_os().skip(2)).into();
+        }
+        if role == probe::ENTRY {
+            return probe::probe(env::args_os().skip(2)).into();
         }
         if role == reaper::ENTRY {
             return reaper::reap(env::args_os().skip(2)).into();
         }
     }
     let arguments = Arguments::parse();
-    report::init_diagnostics();
+    // Of a daemon, its log is all that there is to see.
+    let is_agent = matches!(arguments.command, Command::Agent(_));
+    report::init_diagnostics(if is_agent { "info" } else { "warn" });
     match arguments.command {
         Command::Run(arguments) => run::run(arguments).report(),
+        Command::Agent(arguments) => agent::agent(&arguments).report(),
+        Command::Job(arguments) => job::job(arguments).report(),
+        Command::Report(arguments) => history::report(&arguments).report(),
         Command::Doctor(arguments) => doctor::doctor(&arguments).report(),
     }
 }

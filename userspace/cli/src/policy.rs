@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use jobfence_agent::job::user::Account;
+use jobfence_agent::{control::protocol::PolicyText, job::user::Account};
 use jobfence_policy::{Job, MAX_BYTES, Policy};
 use nix::{
     fcntl::OFlag,
@@ -22,17 +22,42 @@ const PLACES: [&str; 2] = [".jobfence.yml", ".github/jobfence.yml"];
 /// `account` may read it.
 pub(crate) fn load(given: Option<&Path>, name: Option<&str>, account: &Account) -> Result<Job> {
     let path = find(given)?;
-    let groups = become_user(account)?;
-    let bytes = read(&path);
-    become_self(groups)?;
-    let bytes = bytes.map_err(|error| {
-        let user = account.uid;
-        anyhow!(
-            "cannot read the policy {} as user {user}, who runs the job: {error}",
-            path.display()
-        )
-    })?;
+    let bytes = read_as(&path, account)?;
     Ok(Policy::parse(&path.to_string_lossy(), &bytes)?.job(name)?)
+}
+
+/// Reads the policy file at `path` as `account` may read it, for the agent.
+pub(crate) fn text(path: &Path, account: &Account) -> Result<PolicyText> {
+    let bytes = read_as(path, account)?;
+    let text = String::from_utf8(bytes).map_err(|error| Unread {
+        path: path.to_owned(),
+        user: account.uid,
+        source: io::Error::new(io::ErrorKind::InvalidData, error),
+    })?;
+    Ok(PolicyText {
+        file: path.to_string_lossy().into_owned(),
+        text,
+    })
+}
+
+/// A policy file could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the policy {path} as user {user}: {source}")]
+pub(crate) struct Unread {
+    path: PathBuf,
+    user: u32,
+    source: io::Error,
+}
+
+fn read_as(path: &Path, account: &Account) -> Result<Vec<u8>> {
+    let groups = become_user(account)?;
+    let bytes = read(path);
+    become_self(groups)?;
+    Ok(bytes.map_err(|source| Unread {
+        path: path.to_owned(),
+        user: account.uid,
+        source,
+    })?)
 }
 
 fn find(given: Option<&Path>) -> Result<PathBuf> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    env,
     fmt::{self, Write as _},
     io::{self, IsTerminal, Write as _},
     net::IpAddr,
@@ -12,27 +13,75 @@ use jobfence_abi::Fault;
 use jobfence_agent::{
     audit::{
         event::{Event, Kind, ProcessInfo, Verdict},
-        recorder::{Summary, Tally},
+        ledger::{Summary, Tally},
     },
     job::{State, run::Outcome},
 };
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 /// Destinations of each sort that are shown; the log has all.
 const MOST: usize = 20;
 /// Characters of a command line that are shown.
 const WIDEST: usize = 100;
 
-/// Sends diagnostics to standard error. `JOBFENCE_LOG` sets their level (`debug`, …).
-pub(crate) fn init_diagnostics() {
-    let filter = EnvFilter::try_from_env("JOBFENCE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
+/// Sends diagnostics of `level` and above to standard error. `JOBFENCE_LOG` sets another level
+/// (`debug`, …).
+pub(crate) fn init_diagnostics(level: &str) {
+    let filter = EnvFilter::try_from_env("JOBFENCE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let format = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        .without_time()
-        .init();
+        // The journal adds its own.
+        .without_time();
+    // Set by systemd for what is connected to the journal (systemd.exec(5)).
+    if env::var_os("JOURNAL_STREAM").is_some() {
+        format
+            .with_level(false)
+            .with_ansi(false)
+            .with_writer(Journal)
+            .init();
+    } else {
+        format
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .init();
+    }
+}
+
+/// Standard error, each line with its level as the journal reads it (sd-daemon(3)).
+struct Journal;
+
+/// A line of that.
+struct Line(&'static [u8]);
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(b"<6>")
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
+        Line(match *meta.level() {
+            Level::ERROR => b"<3>",
+            Level::WARN => b"<4>",
+            Level::INFO => b"<6>",
+            Level::DEBUG | Level::TRACE => b"<7>",
+        })
+    }
+}
+
+impl io::Write for Line {
+    /// Called once an event, with the whole of it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(&[self.0, line].concat())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Prints an error. Its text holds its causes.
@@ -46,7 +95,7 @@ pub(crate) fn print(outcome: &Outcome) {
 }
 
 /// A report that cannot be written changes nothing of the verdict.
-fn emit(text: &str) {
+pub(crate) fn emit(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
@@ -60,7 +109,7 @@ pub(crate) enum Style {
 impl Style {
     /// Colour on a terminal only, and there unless `NO_COLOR` is set.
     pub(crate) fn of(stream: &impl IsTerminal) -> Self {
-        if stream.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        if stream.is_terminal() && env::var_os("NO_COLOR").is_none() {
             Self::Colour
         } else {
             Self::Plain
@@ -118,7 +167,7 @@ fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
             continue;
         }
         let place = *places
-            .entry((destination(event), event.reason))
+            .entry((destination(event), &*event.reason))
             .or_insert_with(|| {
                 groups.push(Group {
                     first: event,
@@ -129,12 +178,12 @@ fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
                 groups.len() - 1
             });
         let group = &mut groups[place];
-        group.count += count;
+        group.count = group.count.saturating_add(*count);
         group.violation |= event.violation;
         if let Some(process) = &event.process {
             let same = |(known, _): &&mut (&ProcessInfo, u64)| known.label() == process.label();
             match group.processes.iter_mut().find(same) {
-                Some((_, times)) => *times += count,
+                Some((_, times)) => *times = times.saturating_add(*count),
                 None => group.processes.push((process, *count)),
             }
         }
@@ -178,7 +227,7 @@ fn destination(event: &Event) -> String {
 
 /// What a reason means to someone who meets it for the first time.
 fn meaning(event: &Event) -> &str {
-    match event.reason {
+    match &*event.reason {
         "sni" | "host-header" => event.message.as_deref().unwrap_or("refused by its name"),
         "name" => "no rule allows the name",
         "denied" => "a deny rule refuses it",
@@ -208,7 +257,7 @@ fn meaning(event: &Event) -> &str {
 /// The policy line that would allow an attempt; none where no rule can.
 fn suggestion(event: &Event) -> Option<String> {
     let proto = event.proto.as_deref()?;
-    match event.reason {
+    match &*event.reason {
         "name" => {
             let question = event.dns.as_ref()?;
             // A question for another record type, as `_http._tcp.NAME SRV`, is not what a rule
@@ -260,10 +309,20 @@ fn suggestion(event: &Event) -> Option<String> {
 
 fn render(outcome: &Outcome, style: Style) -> String {
     let mut text = String::new();
-    let summary = &outcome.summary;
     if let Some(error) = &outcome.not_executed {
         _ = writeln!(text, "jobfence: {error}");
     }
+    text + &render_summary(&outcome.summary, style)
+}
+
+/// The report of a job of the agent, which is printed elsewhere.
+pub(crate) fn plain(summary: &Summary) -> String {
+    render_summary(summary, Style::Plain)
+}
+
+/// What a job did, in the words that its end is told in.
+pub(crate) fn render_summary(summary: &Summary, style: Style) -> String {
+    let mut text = String::new();
     let refused = group(summary, Verdict::Deny);
     let allowed = group(summary, Verdict::Allow);
     let (violations, excused): (Vec<_>, Vec<_>) = refused.iter().partition(|group| group.violation);
@@ -395,7 +454,7 @@ fn processes(text: &mut String, group: &Group<'_>, style: Style) {
 
 fn rest(text: &mut String, count: usize) {
     if count > MOST {
-        _ = writeln!(text, "  … and {} more; --log has them all", count - MOST);
+        _ = writeln!(text, "  … and {} more; the log has them all", count - MOST);
     }
 }
 

@@ -17,9 +17,9 @@ use crate::{policy, report};
 /// The job violated its policy.
 pub(crate) const VIOLATION: u8 = 110;
 /// The fence could not be set up, or failed; nothing ran unfenced.
-const NO_FENCE: u8 = 111;
+pub(crate) const NO_FENCE: u8 = 111;
 /// The policy is invalid; nothing ran.
-const BAD_POLICY: u8 = 112;
+pub(crate) const BAD_POLICY: u8 = 112;
 
 /// Run one command inside a fence.
 ///

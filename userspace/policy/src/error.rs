@@ -15,6 +15,9 @@ const SHOWN: usize = 120;
 /// Longest piece of the file that a message quotes, in characters.
 const QUOTED: usize = 80;
 
+/// Most names that a message lists.
+const LISTED: usize = 12;
+
 /// A place in a policy file. It is displayed as `file:line`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
@@ -210,6 +213,11 @@ impl Source {
         &self.text
     }
 
+    /// Whether `location` is in this file, not just in one of that name.
+    pub(crate) fn holds(&self, location: &Location) -> bool {
+        Arc::ptr_eq(&self.file, &location.file)
+    }
+
     pub(crate) fn location(&self, at: Pos) -> Location {
         Location {
             file: Arc::clone(&self.file),
@@ -290,6 +298,16 @@ fn excerpt(line: &str, column: usize) -> (String, usize) {
 /// `text` from the file, in backticks, for a message.
 pub(crate) fn quote(text: &str) -> String {
     format!("`{}`", cut(text, QUOTED))
+}
+
+/// Some names of the file, for a message.
+pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names = names.into_iter().map(|name| cut(name, QUOTED));
+    let mut list: Vec<String> = names.by_ref().take(LISTED).collect();
+    if names.next().is_some() {
+        list.push("...".to_owned());
+    }
+    list.join(", ")
 }
 
 /// `text` that may hold some of the file, for a message.

@@ -1,42 +1,66 @@
-//! The keys of a policy file, and what each may hold.
+//! The keys of a policy file, and what each may hold; of a host's policy and of a preset, too.
 //!
 //! This is the grammar: it builds [`Rule`]s with their places and knows nothing of what they
 //! mean together. `policies/schema.json` says the same to editors; a test compares the keys.
 
+use std::sync::Arc;
+
 use jobfence_abi::{MAX_RANGES, PortRange, proto};
+use time::Date;
 
 use crate::error::{At, Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
+use crate::limits::{self, Settings};
 use crate::policy::{Mode, OnViolation};
 use crate::ports;
-use crate::target::{self, Rule, Target};
+use crate::presets::{Preset, Presets};
+use crate::target::{self, Layer, Rule, Target};
 use crate::yaml::{Kind, Node, Reader};
 
 /// Keys at the top of the file.
-pub(crate) const TOP_KEYS: &[&str] = &["version", "mode", "on_violation", "jobs"];
+pub(crate) const TOP_KEYS: &[&str] = &["version", "mode", "on_violation", "limits", "jobs"];
 /// Keys of a job.
-pub(crate) const JOB_KEYS: &[&str] = &["extends", "allow", "deny"];
+pub(crate) const JOB_KEYS: &[&str] = &["extends", "allow", "deny", "limits"];
 /// Keys of an `allow` rule.
 pub(crate) const ALLOW_KEYS: &[&str] = &[
-    "host", "cidr", "ports", "tls", "http", "reason", "owner", "private",
+    "host", "cidr", "use", "ports", "tls", "http", "reason", "owner", "private", "expires",
 ];
 /// Keys of a `deny` rule.
-pub(crate) const DENY_KEYS: &[&str] = &["host", "cidr", "ports", "reason", "owner", "fail"];
-/// Keys of the language that this version does not know how to honour yet.
-const LATER_KEYS: &[&str] = &["dns_types", "log", "expires", "use", "protocol"];
-
-/// Where keys may stand.
-const PLACES: [(&str, &[&str]); 4] = [
-    ("at the top of the file", TOP_KEYS),
-    ("in a job", JOB_KEYS),
-    ("in an `allow` rule", ALLOW_KEYS),
-    ("in a `deny` rule", DENY_KEYS),
+pub(crate) const DENY_KEYS: &[&str] = &["host", "cidr", "use", "ports", "reason", "owner", "fail"];
+/// Keys at the top of a host's own policy.
+pub(crate) const HOST_KEYS: &[&str] = &[
+    "version",
+    "mode",
+    "on_violation",
+    "limits",
+    "ceiling",
+    "baseline",
+    "deny",
 ];
+/// Keys at the top of a preset.
+pub(crate) const PRESET_KEYS: &[&str] = &["version", "allow", "deny"];
+/// Keys of the language that this version does not know how to honour yet.
+const LATER_KEYS: &[&str] = &["dns_types", "log", "protocol"];
+
+/// A place in a file, and the keys that may stand there.
+type Place = (&'static str, &'static [&'static str]);
+
+const TOP: Place = ("at the top of the file", TOP_KEYS);
+const HOST: Place = ("at the top of a host's policy", HOST_KEYS);
+const PRESET: Place = ("at the top of a preset", PRESET_KEYS);
+const JOB: Place = ("in a job", JOB_KEYS);
+const ALLOW: Place = ("in an `allow` rule", ALLOW_KEYS);
+const DENY: Place = ("in a `deny` rule", DENY_KEYS);
+const LIMITS: Place = ("in `limits`", limits::KEYS);
+
+/// Where a key that stands in the wrong place may belong.
+const PLACES: [Place; 6] = [TOP, JOB, ALLOW, DENY, LIMITS, HOST];
 
 /// A file's content.
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) mode: Mode,
     pub(crate) on_violation: OnViolation,
+    pub(crate) limits: Settings,
     /// In the file's order; their names are distinct.
     pub(crate) jobs: Vec<JobEntry>,
     /// The key `jobs`.
@@ -48,8 +72,29 @@ pub(crate) struct File {
 pub(crate) struct JobEntry {
     pub(crate) name: String,
     pub(crate) extends: Option<(String, At)>,
-    pub(crate) allow: Vec<Rule>,
-    pub(crate) deny: Vec<Rule>,
+    pub(crate) allow: Vec<Item>,
+    pub(crate) deny: Vec<Item>,
+    pub(crate) limits: Settings,
+}
+
+/// An item of a list of rules.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A rule.
+    Rule(Rule),
+    /// The rules of a preset.
+    Use(Arc<Preset>),
+}
+
+/// The content of a host's policy, every key of it optional.
+#[derive(Debug, Default)]
+pub(crate) struct HostFile {
+    pub(crate) mode: Option<Mode>,
+    pub(crate) on_violation: Option<OnViolation>,
+    pub(crate) limits: Settings,
+    pub(crate) ceiling: Option<Vec<Item>>,
+    pub(crate) baseline: Vec<Item>,
+    pub(crate) deny: Vec<Item>,
 }
 
 /// The two kinds of rules.
@@ -59,53 +104,35 @@ enum List {
     Deny,
 }
 
-/// Reads the file.
-pub(crate) fn read(source: &Source) -> Result<File, Problem> {
-    let mut reader = Reader::new(source.text());
-    let root = reader.begin()?;
-    if root.is_null() {
-        return Err(Fault::new("the policy is empty")
-            .hint("the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing")
-            .at(Pos::START));
-    }
-    let mut version = false;
+/// What is known while a file is read.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    source: &'a Source,
+    /// `None` where none may be used.
+    presets: Option<&'a Presets>,
+}
+
+/// Reads a policy.
+pub(crate) fn read(source: &Source, presets: &Presets) -> Result<File, Problem> {
+    let context = Context {
+        source,
+        presets: Some(presets),
+    };
     let mut mode = Mode::default();
     let mut on_violation = OnViolation::default();
+    let mut limits = Settings::default();
     let mut jobs = None;
-    reader.map(
-        &root,
-        "a map of keys such as `version` and `jobs`",
-        |reader, at, key, value| {
-            match key {
-                "version" => {
-                    check_version(value)?;
-                    version = true;
-                }
-                "mode" => {
-                    mode = word(value, &[("enforce", Mode::Enforce), ("audit", Mode::Audit)])?;
-                }
-                "on_violation" => {
-                    on_violation = word(
-                        value,
-                        &[
-                            ("fail", OnViolation::Fail),
-                            ("kill", OnViolation::Kill),
-                            ("warn", OnViolation::Warn),
-                        ],
-                    )?;
-                }
-                "jobs" => jobs = Some((read_jobs(reader, source, at, &value)?, at)),
-                _ => return Err(unknown_key(key, PLACES[0]).at(at)),
-            }
-            Ok(())
-        },
-    )?;
-    reader.finish()?;
-    if !version {
-        return Err(Fault::new("the key `version` is missing")
-            .hint("begin the file with `version: 1`")
-            .at(Pos::START));
-    }
+    let empty =
+        "the smallest policy is `version: 1` and `jobs: {default: {}}`, which allows nothing";
+    read_top(source, TOP, empty, |reader, at, key, value| {
+        match key {
+            "mode" => mode = read_mode(value)?,
+            "on_violation" => on_violation = read_on_violation(value)?,
+            "limits" => limits = read_limits(reader, &value)?,
+            _ => jobs = Some((read_jobs(reader, context, at, &value)?, at)),
+        }
+        Ok(())
+    })?;
     let (jobs, jobs_at) = jobs.ok_or_else(|| {
         Fault::new("the key `jobs` is missing")
             .hint("`jobs: {default: {}}` is a policy that allows nothing")
@@ -114,9 +141,116 @@ pub(crate) fn read(source: &Source) -> Result<File, Problem> {
     Ok(File {
         mode,
         on_violation,
+        limits,
         jobs,
         jobs_at,
     })
+}
+
+/// Reads a host's policy.
+pub(crate) fn read_host(source: &Source, presets: &Presets) -> Result<HostFile, Problem> {
+    let context = Context {
+        source,
+        presets: Some(presets),
+    };
+    let mut host = HostFile::default();
+    let empty =
+        "the smallest policy of a host is `version: 1`, which leaves all to the repositories";
+    read_top(source, HOST, empty, |reader, _, key, value| {
+        match key {
+            "mode" => host.mode = Some(read_mode(value)?),
+            "on_violation" => host.on_violation = Some(read_on_violation(value)?),
+            "limits" => host.limits = read_limits(reader, &value)?,
+            "ceiling" => host.ceiling = Some(read_rules(reader, context, List::Allow, &value)?),
+            "baseline" => host.baseline = read_rules(reader, context, List::Allow, &value)?,
+            _ => host.deny = read_rules(reader, context, List::Deny, &value)?,
+        }
+        Ok(())
+    })?;
+    Ok(host)
+}
+
+/// Reads a preset: its `allow` and `deny` rules.
+pub(crate) fn read_preset(source: &Source) -> Result<(Vec<Rule>, Vec<Rule>), Problem> {
+    let context = Context {
+        source,
+        presets: None,
+    };
+    let (mut allow, mut deny) = (Vec::new(), Vec::new());
+    let empty = "the smallest preset is `version: 1` and a list of rules, `allow` or `deny`";
+    read_top(source, PRESET, empty, |reader, _, key, value| {
+        match key {
+            "allow" => allow = read_rules(reader, context, List::Allow, &value)?,
+            _ => deny = read_rules(reader, context, List::Deny, &value)?,
+        }
+        Ok(())
+    })?;
+    let rules = |items: Vec<Item>| {
+        let rule = |item| match item {
+            Item::Rule(rule) => Some(rule),
+            // Refused where it was read: the context has no presets.
+            Item::Use(_) => None,
+        };
+        items.into_iter().filter_map(rule).collect::<Vec<_>>()
+    };
+    let (allow, deny) = (rules(allow), rules(deny));
+    if allow.is_empty() && deny.is_empty() {
+        return Err(Fault::new("the preset has no rules")
+            .hint(empty)
+            .at(Pos::START));
+    }
+    Ok((allow, deny))
+}
+
+/// Reads the keys at the top of a file, all of `place`. `version` must be among them; the others
+/// go to `entry`. An empty file is told the hint `empty`.
+fn read_top<'t>(
+    source: &'t Source,
+    place: Place,
+    empty: &str,
+    mut entry: impl FnMut(&mut Reader<'t>, At, &str, Node<'t>) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let mut reader = Reader::new(source.text());
+    let root = reader.begin()?;
+    if root.is_null() {
+        return Err(Fault::new("the policy is empty").hint(empty).at(Pos::START));
+    }
+    let mut version = false;
+    let last = place.1.last().copied().unwrap_or_default();
+    reader.map(
+        &root,
+        &format!("a map of keys such as `version` and `{last}`"),
+        |reader, at, key, value| {
+            if key == "version" {
+                version = true;
+                return check_version(value);
+            }
+            if !place.1.contains(&key) {
+                return Err(unknown_key(key, place).at(at));
+            }
+            entry(reader, at, key, value)
+        },
+    )?;
+    reader.finish()?;
+    if version {
+        return Ok(());
+    }
+    Err(Fault::new("the key `version` is missing")
+        .hint("begin the file with `version: 1`")
+        .at(Pos::START))
+}
+
+fn read_mode(value: Node<'_>) -> Result<Mode, Problem> {
+    word(value, &[("enforce", Mode::Enforce), ("audit", Mode::Audit)])
+}
+
+fn read_on_violation(value: Node<'_>) -> Result<OnViolation, Problem> {
+    let words = [
+        ("fail", OnViolation::Fail),
+        ("kill", OnViolation::Kill),
+        ("warn", OnViolation::Warn),
+    ];
+    word(value, &words)
 }
 
 fn check_version(value: Node<'_>) -> Result<(), Problem> {
@@ -153,7 +287,7 @@ fn word<T: Copy>(value: Node<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
 
 fn read_jobs(
     reader: &mut Reader<'_>,
-    source: &Source,
+    context: Context<'_>,
     at: At,
     value: &Node<'_>,
 ) -> Result<Vec<JobEntry>, Problem> {
@@ -168,7 +302,7 @@ fn read_jobs(
     let mut jobs = Vec::new();
     reader.map(value, "a map of jobs", |reader, at, name, value| {
         check_text(name).map_err(|fault| fault.at(at))?;
-        jobs.push(read_job(reader, source, name, &value)?);
+        jobs.push(read_job(reader, context, name, &value)?);
         Ok(())
     })?;
     if jobs.is_empty() {
@@ -180,7 +314,7 @@ fn read_jobs(
 
 fn read_job(
     reader: &mut Reader<'_>,
-    source: &Source,
+    context: Context<'_>,
     name: &str,
     value: &Node<'_>,
 ) -> Result<JobEntry, Problem> {
@@ -193,16 +327,17 @@ fn read_job(
     }
     reader.map(
         value,
-        "a map with `extends`, `allow` or `deny`",
+        "a map with `extends`, `allow`, `deny` or `limits`",
         |reader, at, key, value| {
             match key {
                 "extends" => {
                     let at = value.at;
                     job.extends = Some((value.text("the name of a job")?.into_owned(), at));
                 }
-                "allow" => job.allow = read_rules(reader, source, List::Allow, &value)?,
-                "deny" => job.deny = read_rules(reader, source, List::Deny, &value)?,
-                _ => return Err(unknown_key(key, PLACES[1]).at(at)),
+                "allow" => job.allow = read_rules(reader, context, List::Allow, &value)?,
+                "deny" => job.deny = read_rules(reader, context, List::Deny, &value)?,
+                "limits" => job.limits = read_limits(reader, &value)?,
+                _ => return Err(unknown_key(key, JOB).at(at)),
             }
             Ok(())
         },
@@ -210,17 +345,30 @@ fn read_job(
     Ok(job)
 }
 
+fn read_limits(reader: &mut Reader<'_>, value: &Node<'_>) -> Result<Settings, Problem> {
+    let mut limits = Settings::default();
+    if !value.is_null() {
+        reader.map(value, "a map of limits", |_, at, key, value| {
+            if !limits::KEYS.contains(&key) {
+                return Err(unknown_key(key, LIMITS).at(at));
+            }
+            parsed(value, "a number", |text| limits.set(key, text))
+        })?;
+    }
+    Ok(limits)
+}
+
 fn read_rules(
     reader: &mut Reader<'_>,
-    source: &Source,
+    context: Context<'_>,
     list: List,
     value: &Node<'_>,
-) -> Result<Vec<Rule>, Problem> {
+) -> Result<Vec<Item>, Problem> {
     let mut rules = Vec::new();
     // What is left of a list whose rules are all commented out.
     if !value.is_null() {
         reader.list(value, "a list of rules", |reader, item| {
-            rules.push(read_rule(reader, source, list, &item)?);
+            rules.push(read_rule(reader, context, list, &item)?);
             Ok(())
         })?;
     }
@@ -229,14 +377,17 @@ fn read_rules(
 
 fn read_rule(
     reader: &mut Reader<'_>,
-    source: &Source,
+    context: Context<'_>,
     list: List,
     node: &Node<'_>,
-) -> Result<Rule, Problem> {
+) -> Result<Item, Problem> {
     let place = match list {
-        List::Allow => PLACES[2],
-        List::Deny => PLACES[3],
+        List::Allow => ALLOW,
+        List::Deny => DENY,
     };
+    let mut preset = None;
+    let mut other_key = None;
+    let mut expires = None;
     let mut location = None;
     let mut target = None;
     let mut ports = None;
@@ -259,8 +410,13 @@ fn read_rule(
                         .hint(format!("write `{key}`"))
                         .at(at)
                 })?;
-                location = Some(source.location(begin));
+                location = Some(context.source.location(begin));
             }
+            if key == "use" {
+                preset = Some(read_use(context, list, value)?);
+                return Ok(());
+            }
+            other_key = Some(at);
             match key {
                 "host" | "cidr" if target.is_some() => {
                     return Err(Fault::new("a rule has either `host` or `cidr`, not both")
@@ -287,11 +443,20 @@ fn read_rule(
                 "private" => private = Some((value.boolean()?, at)),
                 "tls" => tls = Some((read_check(value)?, at)),
                 "http" => http = Some((read_check(value)?, at)),
+                "expires" => expires = Some(read_date(value)?),
                 _ => fail = value.boolean()?,
             }
             Ok(())
         },
     )?;
+    if let Some(preset) = preset {
+        return match other_key {
+            None => Ok(Item::Use(preset)),
+            Some(at) => Err(Fault::new("`use` takes a preset as it is")
+                .hint("`use` is the only key of its item; write a rule of your own beside it")
+                .at(at)),
+        };
+    }
     let (target, location) = target.zip(location).ok_or_else(|| {
         Fault::new("the rule has neither `host` nor `cidr`")
             .hint("say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`")
@@ -310,15 +475,70 @@ fn read_rule(
         List::Allow => allowed_ports(&target, ports, tls, http, node.at)?,
         List::Deny => ports.map_or_else(Vec::new, |(ports, _)| ports),
     };
-    Ok(Rule {
+    Ok(Item::Rule(Rule {
         target,
         ports,
         reason,
         owner,
         private: private.is_some_and(|(private, _)| private),
+        expires,
         fail,
+        layer: Layer::Repository,
         location,
+    }))
+}
+
+/// The preset that `use` names.
+fn read_use(context: Context<'_>, list: List, value: Node<'_>) -> Result<Arc<Preset>, Problem> {
+    let at = value.at;
+    let expected = "the name of a preset";
+    if matches!(value.kind, Kind::List) {
+        let fault = value.unexpected(expected);
+        return Err(fault.hint("write an item with `use` for each").at(at));
+    }
+    let name = value.text_or_number(expected)?;
+    let Some(presets) = context.presets else {
+        return Err(Fault::new("a preset cannot use another one")
+            .hint("write the rules out")
+            .at(at));
+    };
+    let preset = presets.get(&name).map_err(|fault| fault.at(at))?;
+    let (rules, verb, other) = match list {
+        List::Allow => (&preset.allow, "allows", "deny"),
+        List::Deny => (&preset.deny, "denies", "allow"),
+    };
+    if rules.is_empty() {
+        return Err(
+            Fault::new(format!("the preset {} {verb} nothing", quote(&name)))
+                .hint(format!("use it under `{other}`"))
+                .at(at),
+        );
+    }
+    Ok(Arc::clone(preset))
+}
+
+/// A day, as `2027-03-31`.
+fn read_date(value: Node<'_>) -> Result<Date, Problem> {
+    let expected = "a date such as 2027-03-31";
+    parsed(value, expected, |text| {
+        date(text).ok_or_else(|| {
+            Fault::new(format!("{} is not a date", quote(text)))
+                .hint("write year, month and day of the calendar as in 2027-03-31")
+        })
     })
+}
+
+fn date(text: &str) -> Option<Date> {
+    let digits = |text: &str, length: usize| {
+        let fits = text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|_: &u16| fits)
+    };
+    let (year, rest) = text.split_once('-')?;
+    let (month, day) = rest.split_once('-')?;
+    let month = u8::try_from(digits(month, 2)?).ok()?;
+    let day = u8::try_from(digits(day, 2)?).ok()?;
+    let year = digits(year, 4)?.into();
+    Date::from_calendar_date(year, month.try_into().ok()?, day).ok()
 }
 
 /// `verify` or `off`.
@@ -414,7 +634,7 @@ fn read_ports(
 fn parsed<T>(
     value: Node<'_>,
     what: &str,
-    parse: impl Fn(&str) -> Result<T, Fault>,
+    parse: impl FnOnce(&str) -> Result<T, Fault>,
 ) -> Result<T, Problem> {
     let at = value.at;
     let text = value.text_or_number(what)?;
@@ -422,7 +642,7 @@ fn parsed<T>(
 }
 
 /// Text for people. It ends on terminals and in reports, and must not be able to play with them.
-fn prose(value: Node<'_>) -> Result<String, Problem> {
+fn prose(value: Node<'_>) -> Result<Arc<str>, Problem> {
     let at = value.at;
     let text = value.text("text")?;
     // Block scalars end with a line break.
@@ -445,7 +665,7 @@ fn check_text(text: &str) -> Result<(), Fault> {
     }
 }
 
-fn unknown_key(key: &str, (place, keys): (&str, &[&str])) -> Fault {
+fn unknown_key(key: &str, (place, keys): Place) -> Fault {
     if LATER_KEYS.contains(&key) {
         return Fault::new(format!(
             "{} is not supported by this version of jobfence",
@@ -459,7 +679,12 @@ fn unknown_key(key: &str, (place, keys): (&str, &[&str])) -> Fault {
     if key == "<<" {
         return fault.hint("`extends` lets one job have the rules of another");
     }
-    if let Some((elsewhere, _)) = PLACES.iter().find(|(_, keys)| keys.contains(&key)) {
+    if let Some(&(elsewhere, _)) = PLACES.iter().find(|(_, keys)| keys.contains(&key)) {
+        let elsewhere = if elsewhere == TOP.0 && [HOST.0, PRESET.0].contains(&place) {
+            "at the top of a repository's policy"
+        } else {
+            elsewhere
+        };
         return fault.hint(format!("`{key}` stands {elsewhere}"));
     }
     match nearest(key, keys.iter().copied()) {
@@ -475,7 +700,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::Policy;
+    use crate::{HostPolicy, Policy};
 
     fn policies() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies")
@@ -490,6 +715,7 @@ mod tests {
             ("/$defs/job", JOB_KEYS),
             ("/$defs/allow", ALLOW_KEYS),
             ("/$defs/deny", DENY_KEYS),
+            ("/$defs/limits", limits::KEYS),
         ] {
             let object = schema.pointer(object).unwrap();
             let mut properties: Vec<&str> = object["properties"]
@@ -529,17 +755,32 @@ mod tests {
             .split("```yaml\n")
             .skip(1)
             .map(|rest| rest.split("```").next().unwrap());
-        let mut whole = 0;
+        let is_preset = |block: &&str| block.starts_with("# platform.yml");
+        let (preset, blocks): (Vec<&str>, Vec<&str>) = blocks.partition(is_preset);
+        let mut presets = Presets::built_in();
+        let [preset] = preset[..] else {
+            panic!("the preset of the manual has moved")
+        };
+        presets
+            .insert("platform", "README.md", preset.as_bytes())
+            .unwrap_or_else(|error| panic!("{error}"));
+        let mut kinds = [0; 3];
         for block in blocks {
-            let policy = if block.starts_with("version") {
-                whole += 1;
-                block.to_owned()
+            let (kind, result) = if block.starts_with("# a host's policy") {
+                let policy = HostPolicy::parse("README.md", block.as_bytes(), &presets);
+                (0, policy.map(drop))
+            } else if block.starts_with("version") {
+                let policy = Policy::parse_with("README.md", block.as_bytes(), &presets);
+                (1, policy.map(drop))
             } else {
                 let rules: String = block.lines().map(|line| format!("    {line}\n")).collect();
-                format!("version: 1\njobs:\n  default:\n{rules}")
+                let policy = format!("version: 1\njobs:\n  default:\n{rules}");
+                let policy = Policy::parse_with("README.md", policy.as_bytes(), &presets);
+                (2, policy.map(drop))
             };
-            Policy::parse("README.md", policy.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+            result.unwrap_or_else(|error| panic!("{error}"));
+            kinds[kind] += 1;
         }
-        assert_eq!(whole, 2);
+        assert_eq!(kinds, [1, 4, 1]);
     }
 }

@@ -17,10 +17,13 @@ use ipnet::{IpNet, Ipv4Net};
 use jobfence_abi::{Addr, Checks, DNS_PORT, MAX_RANGES, PortRange, proto};
 
 use crate::error::{Error, Fault, Pos, Source};
+use crate::index::Index;
+use crate::intersect::Clipped;
+use crate::limits::Limits;
 use crate::name::{HostPattern, Name};
 use crate::policy::{Mode, OnViolation};
 use crate::ports;
-use crate::target::{Rule, Target};
+use crate::target::{Rule, Target, is_metadata};
 
 /// A job of a policy, with the rules that it inherits.
 #[derive(Debug)]
@@ -31,13 +34,32 @@ pub struct Job {
     pub mode: Mode,
     /// What a violation does to the job.
     pub on_violation: OnViolation,
+    /// How much it may do of what it may do.
+    pub limits: Limits,
     /// What it may reach; inherited rules first.
     pub allow: Vec<Rule>,
     /// What it may not reach even if `allow` says so; inherited rules first.
     pub deny: Vec<Rule>,
+    /// The rules of its policy that do not hold, wholly or in part, since somebody else has a say
+    /// in it or their time is over.
+    pub clipped: Vec<Clipped>,
     allow_index: Index,
     deny_index: Index,
-    source: Arc<Source>,
+    clipped_index: Index,
+    /// The files in which the rules are.
+    pub(crate) sources: Vec<Arc<Source>>,
+}
+
+/// What a [`Job`] is made of; see there.
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
+    pub(crate) on_violation: OnViolation,
+    pub(crate) limits: Limits,
+    pub(crate) allow: Vec<Rule>,
+    pub(crate) deny: Vec<Rule>,
+    pub(crate) clipped: Vec<Clipped>,
+    pub(crate) sources: Vec<Arc<Source>>,
 }
 
 /// What a policy says of a name.
@@ -47,7 +69,7 @@ pub enum NameVerdict<'a> {
     Allowed(Vec<&'a Rule>),
     /// This `deny` rule matches, on all ports; the most specific one.
     Denied(&'a Rule),
-    /// No rule speaks of it.
+    /// No rule that holds speaks of it; see [`Job::clipped_name`].
     Unknown,
 }
 
@@ -58,6 +80,8 @@ pub enum AddrRule<'a> {
     Allowed(&'a Rule),
     /// This `deny` rule refuses it.
     Denied(&'a Rule),
+    /// This rule would let it through, but that part of it does not hold.
+    Clipped(&'a Clipped),
     /// No rule allows it.
     None,
 }
@@ -76,23 +100,19 @@ pub struct TooManyRanges {
 }
 
 impl Job {
-    pub(crate) fn new(
-        source: Arc<Source>,
-        name: &str,
-        mode: Mode,
-        on_violation: OnViolation,
-        allow: Vec<Rule>,
-        deny: Vec<Rule>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         Self {
-            name: name.into(),
-            mode,
-            on_violation,
-            allow_index: Index::new(&allow),
-            deny_index: Index::new(&deny),
-            allow,
-            deny,
-            source,
+            allow_index: Index::new(&parts.allow),
+            deny_index: Index::new(&parts.deny),
+            clipped_index: Index::new(parts.clipped.iter().map(|clipped| &clipped.rule)),
+            name: parts.name,
+            mode: parts.mode,
+            on_violation: parts.on_violation,
+            limits: parts.limits,
+            allow: parts.allow,
+            deny: parts.deny,
+            clipped: parts.clipped,
+            sources: parts.sources,
         }
     }
 
@@ -104,19 +124,24 @@ impl Job {
     /// addresses of [`Target::Localhost`].
     #[must_use]
     pub fn name_verdict(&self, name: &Name) -> NameVerdict<'_> {
-        if let Some(rule) = self
-            .deny_index
-            .of_name(&self.deny, name)
-            .find(|rule| rule.ports.is_empty())
-        {
+        let denied = self.denying_name(name).filter(|rule| rule.ports.is_empty());
+        if let Some(rule) = foremost(denied) {
             return NameVerdict::Denied(rule);
         }
-        let rules: Vec<&Rule> = self.allow_index.of_name(&self.allow, name).collect();
+        let rules: Vec<&Rule> = self.allowing_name(name).collect();
         if rules.is_empty() {
             NameVerdict::Unknown
         } else {
             NameVerdict::Allowed(rules)
         }
+    }
+
+    /// The rule that would allow `name`, if it held: for a name that is
+    /// [`Unknown`](NameVerdict::Unknown).
+    #[must_use]
+    pub fn clipped_name(&self, name: &Name) -> Option<&Clipped> {
+        let number = self.clipped_index.of_name(name).next()?;
+        self.clipped.get(number)
     }
 
     /// What the job gets at addresses that the policy itself names, for a longest-prefix-match
@@ -132,9 +157,9 @@ impl Job {
     /// When more than [`MAX_RANGES`] ranges come together at a prefix, at the place of a rule
     /// for it.
     pub fn prefixes(&self) -> Result<Vec<(IpNet, Vec<PortRange>)>, Error> {
-        let mut layers: BTreeMap<IpNet, Layer<'_>> = BTreeMap::new();
+        let mut layers: BTreeMap<IpNet, AtPrefix<'_>> = BTreeMap::new();
         for rule in &self.allow {
-            for net in rule.nets() {
+            for net in rule.target.nets() {
                 layers.entry(*net).or_default().allow.push(rule);
                 let services = Addr::METADATA
                     .into_iter()
@@ -150,7 +175,7 @@ impl Job {
             }
         }
         for rule in &self.deny {
-            for net in rule.nets() {
+            for net in rule.target.nets() {
                 layers.entry(*net).or_default().deny.push(rule);
             }
         }
@@ -190,9 +215,9 @@ impl Job {
                 continue;
             }
             let ranges = |rules: &[Rule], index: &Index, ports: fn(&Rule) -> &[PortRange]| {
-                let rules = index.of_pattern(rules, host);
-                let tcp = rules
-                    .flat_map(|rule| ports(rule).iter().copied())
+                let tcp = index
+                    .of_pattern(host)
+                    .flat_map(|number| ports(&rules[number]).iter().copied())
                     .filter(|range| range.proto == proto::TCP)
                     .map(|range| range.checked(Checks::NONE));
                 ports::normalise(tcp.collect())
@@ -210,17 +235,32 @@ impl Job {
     }
 
     fn overflow(&self, what: impl fmt::Display, count: usize, rule: Option<&Rule>) -> Error {
+        self.error(
+            rule,
+            Fault::new(format!(
+                "the rules for {what} come to {count} separate port ranges, at most {MAX_RANGES} are possible"
+            ))
+            .hint("join ports to wider ranges in the rules for it and for what holds it"),
+        )
+    }
+
+    /// An error at the place of `rule`.
+    pub(crate) fn error(&self, rule: Option<&Rule>, fault: Fault) -> Error {
+        let source = match rule {
+            Some(rule) => self
+                .sources
+                .iter()
+                .find(|source| source.holds(&rule.location)),
+            None => self.sources.first(),
+        };
         let at = rule.map_or(Pos::START, |rule| Pos {
             line: rule.location.line,
             column: rule.location.column,
         });
-        self.source.error(
-            Fault::new(format!(
-                "the rules for {what} come to {count} separate port ranges, at most {MAX_RANGES} are possible"
-            ))
-            .hint("join ports to wider ranges in the rules for it and for what holds it")
-            .at(at),
-        )
+        match source {
+            Some(source) => source.error(fault.at(at)),
+            None => Source::new(&self.name, String::new()).error(fault.at(at)),
+        }
     }
 
     /// Everything that the job gets at `addr` when the allowed `names` have resolved to it: what
@@ -267,15 +307,24 @@ impl Job {
             return AddrRule::None;
         }
         let speaks = |rule: &&Rule| rule.ports.iter().any(|range| range.contains(proto, port));
-        if let Some(rule) = self
+        let denied = self
             .denying(addr, names)
-            .find(|rule| rule.ports.is_empty() || speaks(rule))
-        {
+            .filter(|rule| rule.ports.is_empty() || speaks(rule));
+        if let Some(rule) = foremost(denied) {
             return AddrRule::Denied(rule);
         }
-        self.allowing(addr, names)
-            .find(speaks)
-            .map_or(AddrRule::None, AddrRule::Allowed)
+        if let Some(rule) = self.allowing(addr, names).find(speaks) {
+            return AddrRule::Allowed(rule);
+        }
+        let by_name = names
+            .iter()
+            .filter(|name| !matches!(self.name_verdict(name), NameVerdict::Denied(_)))
+            .flat_map(|name| self.clipped_index.of_name(name));
+        by_name
+            .chain(at_addr(&self.clipped_index, addr))
+            .map(|number| &self.clipped[number])
+            .find(|clipped| speaks(&&clipped.rule))
+            .map_or(AddrRule::None, AddrRule::Clipped)
     }
 
     /// The rule behind the kernel's verdict about a connection to `port` (host byte order) that
@@ -286,17 +335,32 @@ impl Job {
             let mut ranges = rule.ports.iter();
             ranges.any(|range| range.contains(proto::TCP, port))
         };
-        if let Some(rule) = self
-            .deny_index
-            .of_name(&self.deny, name)
-            .find(|rule| rule.ports.is_empty() || speaks(rule))
-        {
+        let denied = self
+            .denying_name(name)
+            .filter(|rule| rule.ports.is_empty() || speaks(rule));
+        if let Some(rule) = foremost(denied) {
             return AddrRule::Denied(rule);
         }
+        if let Some(rule) = self.allowing_name(name).find(speaks) {
+            return AddrRule::Allowed(rule);
+        }
+        self.clipped_index
+            .of_name(name)
+            .map(|number| &self.clipped[number])
+            .find(|clipped| speaks(&&clipped.rule))
+            .map_or(AddrRule::None, AddrRule::Clipped)
+    }
+
+    fn allowing_name(&self, name: &Name) -> impl Iterator<Item = &Rule> + use<'_> {
         self.allow_index
-            .of_name(&self.allow, name)
-            .find(speaks)
-            .map_or(AddrRule::None, AddrRule::Allowed)
+            .of_name(name)
+            .map(|number| &self.allow[number])
+    }
+
+    fn denying_name(&self, name: &Name) -> impl Iterator<Item = &Rule> + use<'_> {
+        self.deny_index
+            .of_name(name)
+            .map(|number| &self.deny[number])
     }
 
     /// The `allow` rules that speak of `addr`.
@@ -307,26 +371,35 @@ impl Job {
             NameVerdict::Allowed(rules) => rules,
             NameVerdict::Denied(_) | NameVerdict::Unknown => Vec::new(),
         });
-        let by_net = self.allow_index.of_addr(&self.allow, addr);
-        by_name.chain(
-            by_net
-                .filter(move |(net, _)| !metadata || is_metadata(net))
-                .map(|(_, rule)| rule),
-        )
+        let by_net = at_addr(&self.allow_index, addr).map(|number| &self.allow[number]);
+        by_name.chain(by_net)
     }
 
     /// The `deny` rules that speak of `addr`: those for its network, and those for some ports of
     /// its names.
     fn denying(&self, addr: IpAddr, names: &[Name]) -> impl Iterator<Item = &Rule> {
-        let by_name = names
-            .iter()
-            .flat_map(|name| self.deny_index.of_name(&self.deny, name));
+        let by_name = names.iter().flat_map(|name| self.denying_name(name));
         let by_net = self
             .deny_index
-            .of_addr(&self.deny, addr)
-            .map(|(_, rule)| rule);
+            .of_net(addr.into())
+            .map(|(_, number)| &self.deny[number]);
         by_name.filter(|rule| !rule.ports.is_empty()).chain(by_net)
     }
+}
+
+/// The `allow` rules for networks that hold `addr`, of a list with this index.
+fn at_addr(index: &Index, addr: IpAddr) -> impl Iterator<Item = usize> {
+    let metadata = Addr::from(addr).is_metadata();
+    index
+        .of_net(addr.into())
+        .filter(move |(net, _)| !metadata || is_metadata(net))
+        .map(|(_, number)| number)
+}
+
+/// The first of these `deny` rules, or the first of the host's, which a repository cannot excuse
+/// with `fail: false`.
+fn foremost<'a>(denied: impl Iterator<Item = &'a Rule>) -> Option<&'a Rule> {
+    denied.min_by_key(|rule| !rule.layer.is_host())
 }
 
 /// The ports that a `deny` rule takes away.
@@ -338,14 +411,9 @@ fn denied_ports(rule: &Rule) -> &[PortRange] {
     }
 }
 
-/// Whether `net` is exactly the address of a cloud metadata service.
-fn is_metadata(net: &IpNet) -> bool {
-    net.prefix_len() == net.max_prefix_len() && Addr::from(net.addr()).is_metadata()
-}
-
 /// The rules for exactly one prefix.
 #[derive(Default)]
-struct Layer<'a> {
+struct AtPrefix<'a> {
     allow: Vec<&'a Rule>,
     deny: Vec<&'a Rule>,
 }
@@ -359,7 +427,7 @@ struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    fn new(outer: Option<&Self>, inherits_allow: bool, layer: &Layer<'a>) -> Self {
+    fn new(outer: Option<&Self>, inherits_allow: bool, layer: &AtPrefix<'a>) -> Self {
         let mut allow = outer
             .filter(|_| inherits_allow)
             .map_or_else(Vec::new, |outer| outer.allow.clone());
@@ -376,92 +444,5 @@ impl<'a> Sums<'a> {
                 .copied()
                 .or(outer.and_then(|outer| outer.last)),
         }
-    }
-}
-
-/// Finds the rules of one list by name and by address. Numbers are places in the list.
-#[derive(Debug, Default)]
-struct Index {
-    /// Rules for one name.
-    exact: HashMap<Name, Vec<usize>>,
-    /// Rules for all names below one.
-    below: HashMap<Name, Vec<usize>>,
-    /// Rules for networks, the longest prefix first.
-    nets: Vec<(IpNet, usize)>,
-}
-
-impl Index {
-    fn new(rules: &[Rule]) -> Self {
-        let mut index = Self::default();
-        for (number, rule) in rules.iter().enumerate() {
-            if let Target::Host(host) = &rule.target {
-                let map = if host.is_wildcard() {
-                    &mut index.below
-                } else {
-                    &mut index.exact
-                };
-                map.entry(host.base().clone()).or_default().push(number);
-            }
-            index
-                .nets
-                .extend(rule.nets().iter().map(|net| (*net, number)));
-        }
-        index
-            .nets
-            .sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        index
-    }
-
-    /// The rules that match `name`, the most specific first, equals in the list's order.
-    fn of_name<'a>(
-        &'a self,
-        rules: &'a [Rule],
-        name: &Name,
-    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        Self::with_parents(&self.exact, &self.below, rules, name)
-    }
-
-    /// The rules that match every name that `pattern` matches.
-    fn of_pattern<'a>(
-        &'a self,
-        rules: &'a [Rule],
-        pattern: &HostPattern,
-    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        let own = if pattern.is_wildcard() {
-            &self.below
-        } else {
-            &self.exact
-        };
-        Self::with_parents(own, &self.below, rules, pattern.base())
-    }
-
-    /// The rules of `own` for `name`, and those for all names below one of its parents.
-    fn with_parents<'a>(
-        own: &'a HashMap<Name, Vec<usize>>,
-        below: &'a HashMap<Name, Vec<usize>>,
-        rules: &'a [Rule],
-        name: &Name,
-    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        let below: Vec<&Vec<usize>> = name
-            .parents()
-            .filter_map(|parent| below.get(parent))
-            .collect();
-        own.get(name)
-            .into_iter()
-            .chain(below)
-            .flatten()
-            .map(|&number| &rules[number])
-    }
-
-    /// The rules for networks that hold `addr`, the longest prefix first.
-    fn of_addr<'a>(
-        &'a self,
-        rules: &'a [Rule],
-        addr: IpAddr,
-    ) -> impl Iterator<Item = (&'a IpNet, &'a Rule)> {
-        self.nets
-            .iter()
-            .filter(move |(net, _)| net.contains(&addr))
-            .map(|(net, number)| (net, &rules[*number]))
     }
 }

@@ -163,6 +163,12 @@ impl HostPattern {
         }
     }
 
+    /// Whether it matches every name that `other` matches.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        // Below a wildcard, everything is: the names that `other` matches as well as its base.
+        self == other || self.below && self.matches(&other.base)
+    }
+
     /// What whoever asks for `name` chose of it, when this is a wildcard that matches: `a.b` of
     /// `a.b.example.com` for `*.example.com`. `None` when the pattern spells the name out, or does
     /// not match.
@@ -364,6 +370,25 @@ mod tests {
         ] {
             assert_eq!(pattern.matches(&name(text)), expected, "{text}");
             assert_eq!(pattern.chosen(&name(text)).is_some(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_what_matches_no_other_names() {
+        let pattern = |text| HostPattern::parse(text).unwrap();
+        for (wide, narrow, expected) in [
+            ("*.example.com", "*.example.com", true),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "*.a.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("example.com", "example.com", true),
+            ("example.com", "*.example.com", false),
+            ("*.a.example.com", "*.example.com", false),
+            ("a.example.com", "*.example.com", false),
+            ("*.example.com", "*.notexample.com", false),
+        ] {
+            let covers = pattern(wide).covers(&pattern(narrow));
+            assert_eq!(covers, expected, "{wide} {narrow}");
         }
     }
 

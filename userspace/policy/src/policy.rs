@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::error::{At, Error, Fault, Pos, Problem, Source, nearest, quote};
+use crate::error::{At, Error, Fault, Pos, Problem, Source, listed, nearest, quote};
 use crate::file::{self, File, JobEntry};
-use crate::job::Job;
+use crate::job::{Job, Parts};
+use crate::limits::Limits;
+use crate::presets::{Presets, Rules};
+use crate::target::Layer;
 
 /// Largest policy file, in bytes. A rule takes some thirty; this is for tens of thousands.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -13,7 +16,7 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// The job that is meant when none is named.
 const DEFAULT: &str = "default";
 
-/// Most job names that a message lists.
+/// Most jobs of a circle that a message lists.
 const LISTED: usize = 12;
 
 /// What the fence does with an attempt that no rule allows.
@@ -24,6 +27,16 @@ pub enum Mode {
     Enforce,
     /// It is let through and recorded.
     Audit,
+}
+
+impl Mode {
+    /// The one that lets less through.
+    pub(crate) fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Audit, Self::Audit) => Self::Audit,
+            _ => Self::Enforce,
+        }
+    }
 }
 
 /// What a violation does to the job.
@@ -38,6 +51,17 @@ pub enum OnViolation {
     Warn,
 }
 
+impl OnViolation {
+    /// The one that does more to the job.
+    pub(crate) fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Kill, _) | (_, Self::Kill) => Self::Kill,
+            (Self::Fail, _) | (_, Self::Fail) => Self::Fail,
+            (Self::Warn, Self::Warn) => Self::Warn,
+        }
+    }
+}
+
 /// A parsed policy file, all of it checked.
 #[derive(Debug)]
 pub struct Policy {
@@ -48,38 +72,24 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Parses the content of a policy file. `file` is its name as messages and rule locations
-    /// show it; nothing is opened.
+    /// Parses the content of a policy file, with the presets that come with jobfence. `file` is its
+    /// name as messages and rule locations show it; nothing is opened.
     ///
     /// # Errors
     ///
     /// The first thing in the file that is wrong, with its place.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self, Error> {
-        if bytes.len() > MAX_BYTES {
-            let size = bytes.len();
-            return Err(Source::new(file, String::new()).error(
-                Fault::new(format!(
-                    "the policy has {size} bytes, at most {MAX_BYTES} are read"
-                ))
-                .hint("wildcards and networks make long lists short")
-                .at(Pos::START),
-            ));
-        }
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let text = str::from_utf8(bytes).map_err(|error| {
-            let (good, bad) = bytes.split_at(error.valid_up_to());
-            let at = Pos::START.after(&String::from_utf8_lossy(good));
-            Source::new(file, String::from_utf8_lossy(bytes).into_owned()).error(
-                Fault::new(format!(
-                    "byte 0x{:02x} is not UTF-8",
-                    bad.first().copied().unwrap_or_default()
-                ))
-                .hint("save the file as UTF-8")
-                .at(at),
-            )
-        })?;
-        let source = Source::new(file, text.to_owned());
-        match file::read(&source).and_then(|file| Ok((parents(&file.jobs)?, file))) {
+        Self::parse_with(file, bytes, &Presets::built_in())
+    }
+
+    /// As [`parse`](Self::parse), with other presets.
+    ///
+    /// # Errors
+    ///
+    /// The first thing in the file that is wrong, with its place.
+    pub fn parse_with(file: &str, bytes: &[u8], presets: &Presets) -> Result<Self, Error> {
+        let source = source(file, bytes)?;
+        match file::read(&source, presets).and_then(|file| Ok((parents(&file.jobs)?, file))) {
             Ok((parents, file)) => Ok(Self {
                 source: Arc::new(source),
                 file,
@@ -105,20 +115,27 @@ impl Policy {
             line.push(parent);
             last = parent;
         }
-        let mut allow = Vec::new();
-        let mut deny = Vec::new();
+        let mut rules = Rules::default();
+        let mut limits = self.file.limits;
         for &index in line.iter().rev() {
-            allow.extend_from_slice(&self.file.jobs[index].allow);
-            deny.extend_from_slice(&self.file.jobs[index].deny);
+            let job = &self.file.jobs[index];
+            rules.allow(&job.allow, Layer::Repository);
+            rules.deny(&job.deny, Layer::Repository);
+            limits = job.limits.or(limits);
         }
-        Ok(Job::new(
-            Arc::clone(&self.source),
-            name,
-            self.file.mode,
-            self.file.on_violation,
-            allow,
-            deny,
-        ))
+        let sources = [Arc::clone(&self.source)]
+            .into_iter()
+            .chain(rules.sources());
+        Ok(Job::new(Parts {
+            name: name.into(),
+            mode: self.file.mode,
+            on_violation: self.file.on_violation,
+            limits: limits.over(Limits::default()),
+            sources: sources.collect(),
+            allow: rules.allow,
+            deny: rules.deny,
+            clipped: Vec::new(),
+        }))
     }
 
     /// The names of the jobs, in the file's order.
@@ -127,14 +144,10 @@ impl Policy {
     }
 
     fn no_job(&self, name: &str) -> Problem {
-        let mut names: Vec<&str> = self.job_names().take(LISTED).collect();
-        if self.file.jobs.len() > LISTED {
-            names.push("...");
-        }
         let fault = Fault::new(format!(
             "no job {} in this policy, only {}",
             quote(name),
-            names.join(", ")
+            listed(self.job_names())
         ));
         match nearest(name, self.job_names()) {
             Some(near) => fault.hint(format!("did you mean `{near}`?")),
@@ -145,6 +158,34 @@ impl Policy {
         }
         .at(self.file.jobs_at)
     }
+}
+
+/// The text of a file.
+pub(crate) fn source(file: &str, bytes: &[u8]) -> Result<Source, Error> {
+    if bytes.len() > MAX_BYTES {
+        let size = bytes.len();
+        return Err(Source::new(file, String::new()).error(
+            Fault::new(format!(
+                "the policy has {size} bytes, at most {MAX_BYTES} are read"
+            ))
+            .hint("wildcards and networks make long lists short")
+            .at(Pos::START),
+        ));
+    }
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let text = str::from_utf8(bytes).map_err(|error| {
+        let (good, bad) = bytes.split_at(error.valid_up_to());
+        let at = Pos::START.after(&String::from_utf8_lossy(good));
+        Source::new(file, String::from_utf8_lossy(bytes).into_owned()).error(
+            Fault::new(format!(
+                "byte 0x{:02x} is not UTF-8",
+                bad.first().copied().unwrap_or_default()
+            ))
+            .hint("save the file as UTF-8")
+            .at(at),
+        )
+    })?;
+    Ok(Source::new(file, text.to_owned()))
 }
 
 /// Resolves `extends`: the parent of each job, without circles.

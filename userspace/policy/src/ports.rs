@@ -182,6 +182,34 @@ pub(crate) fn subtract(from: &[PortRange], less: &[PortRange]) -> Vec<PortRange>
     left
 }
 
+/// The ports that are in both sets, with what satisfies both; both normalised, and so is the
+/// result. A port of which one asks for TLS and the other for HTTP is in neither.
+pub(crate) fn intersect(a: &[PortRange], b: &[PortRange]) -> Vec<PortRange> {
+    let common = a.iter().flat_map(|a| {
+        b.iter()
+            .filter(|b| b.proto == a.proto)
+            .filter_map(|b| Some((b, both(a.checks, b.checks)?)))
+            .map(|(b, checks)| PortRange {
+                first: a.first.max(b.first),
+                last: a.last.min(b.last),
+                proto: a.proto,
+                checks,
+            })
+    });
+    // Where they do not meet, the range ends before it begins, and is left out.
+    normalise(common.collect())
+}
+
+/// What a connection must begin with to satisfy both; `None` when nothing does. It is to
+/// [`Checks::or`] what "and" is to "or": asking nothing accepts everything.
+fn both(a: Checks, b: Checks) -> Option<Checks> {
+    match (a.is_none(), b.is_none()) {
+        (true, _) => Some(b),
+        (_, true) => Some(a),
+        _ => Some(Checks(a.0 & b.0)).filter(|checks| !checks.is_none()),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -245,6 +273,31 @@ pub(crate) mod tests {
                         holds(&left, proto, port),
                         holds(&a, proto, port) && !holds(&b, proto, port)
                     );
+                }
+            }
+        }
+
+        #[test]
+        fn an_intersection_holds_what_both_sets_hold_and_asks_what_both_ask(
+            a in any_ranges(), b in any_ranges(),
+        ) {
+            let (a, b) = (normalise(a), normalise(b));
+            let common = intersect(&a, &b);
+            prop_assert!(is_normal(&common), "{common:?}");
+            // What a connection may begin with: neither, TLS, HTTP.
+            let accepts = |checks: Option<Checks>, begins: Checks| {
+                checks.is_some_and(|checks| checks.is_none() || checks.has(begins))
+            };
+            for port in (0..200).chain(65_400..=u16::MAX) {
+                for proto in [proto::TCP, proto::UDP] {
+                    for begins in [Checks::NONE, Checks::TLS, Checks::HTTP] {
+                        prop_assert_eq!(
+                            accepts(asked(&common, proto, port), begins),
+                            accepts(asked(&a, proto, port), begins)
+                                && accepts(asked(&b, proto, port), begins),
+                            "{} {}", proto, port
+                        );
+                    }
                 }
             }
         }

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use jobfence_abi::PortRange;
+use jobfence_abi::{Addr, PortRange};
+use time::Date;
 
 use crate::error::{Fault, Location, quote};
 use crate::name::HostPattern;
@@ -24,25 +26,61 @@ pub struct Rule {
     /// in an `allow` rule; empty in a `deny` rule that holds for every port and protocol.
     pub ports: Vec<PortRange>,
     /// Why the rule is there, for reports.
-    pub reason: Option<String>,
+    pub reason: Option<Arc<str>>,
     /// Who answers for the rule, for reports.
-    pub owner: Option<String>,
+    pub owner: Option<Arc<str>>,
     /// Whether the names of an `allow` rule may resolve to private addresses.
     pub private: bool,
+    /// The last day on which an `allow` rule holds, see [`Job::retire`](crate::Job::retire).
+    pub expires: Option<Date>,
     /// Whether an attempt that a `deny` rule refuses is a violation.
     pub fail: bool,
+    /// Who said it.
+    pub layer: Layer,
     /// Where the rule begins, with its first key.
     pub location: Location,
 }
 
-impl Rule {
-    /// The fixed networks that the rule speaks of; none for a host.
-    pub(crate) fn nets(&self) -> &[IpNet] {
-        match &self.target {
-            Target::Host(_) => &[],
-            Target::Cidr(net) => std::slice::from_ref(net),
-            Target::Localhost => &LOOPBACK,
+/// Who said a [`Rule`]: the repository, or one of those who have a say in what it may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// The policy of the job's repository.
+    Repository,
+    /// A preset that the repository's policy uses.
+    Preset,
+    /// The repository's policy as a change under review has it.
+    Review,
+    /// The host: what any of its jobs may reach at most.
+    Ceiling,
+    /// The host: what all of its jobs may reach.
+    Baseline,
+    /// The host: what none of its jobs may reach.
+    HostDeny,
+}
+
+impl Layer {
+    /// Its word in logs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Repository => "repository",
+            Self::Preset => "preset",
+            Self::Review => "review",
+            Self::Ceiling => "ceiling",
+            Self::Baseline => "baseline",
+            Self::HostDeny => "host-deny",
         }
+    }
+
+    /// Whether it is the host's.
+    pub(crate) fn is_host(self) -> bool {
+        matches!(self, Self::Ceiling | Self::Baseline | Self::HostDeny)
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 
@@ -55,6 +93,70 @@ pub enum Target {
     Cidr(IpNet),
     /// `host: localhost`: the loopback addresses, `127.0.0.0/8` and `::1`.
     Localhost,
+}
+
+impl Target {
+    /// The fixed networks that it speaks of; none for a host.
+    pub(crate) fn nets(&self) -> &[IpNet] {
+        match self {
+            Self::Host(_) => &[],
+            Self::Cidr(net) => std::slice::from_ref(net),
+            Self::Localhost => &LOOPBACK,
+        }
+    }
+
+    /// Whether this speaks of everything that `other` speaks of.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Host(a), Self::Host(b)) => a.covers(b),
+            (Self::Host(_), _) | (_, Self::Host(_)) => false,
+            _ => {
+                let ours = self.nets();
+                let held = |net: &IpNet| ours.iter().any(|ours| holds(ours, net));
+                other.nets().iter().all(held)
+            }
+        }
+    }
+
+    /// What both speak of. A name and an address never meet: which names lead to an address is
+    /// not for the policy to say.
+    pub(crate) fn intersect(&self, other: &Self) -> Vec<Self> {
+        if self == other {
+            return vec![self.clone()];
+        }
+        if let (Self::Host(_), Self::Host(_)) = (self, other) {
+            let narrower = [(self, other), (other, self)];
+            let narrower = narrower
+                .into_iter()
+                .find(|(wide, narrow)| wide.covers(narrow));
+            return narrower
+                .map(|(_, narrow)| narrow.clone())
+                .into_iter()
+                .collect();
+        }
+        let pairs = self
+            .nets()
+            .iter()
+            .flat_map(|a| other.nets().iter().map(move |b| (a, b)));
+        pairs
+            .filter_map(|(a, b)| match (holds(a, b), holds(b, a)) {
+                (true, _) => Some(Self::Cidr(*b)),
+                (_, true) => Some(Self::Cidr(*a)),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Whether `outer` lets everything be reached that `inner` does. A metadata service needs a rule
+/// for exactly its address.
+fn holds(outer: &IpNet, inner: &IpNet) -> bool {
+    outer.contains(inner) && (outer == inner || !is_metadata(inner))
+}
+
+/// Whether `net` is exactly the address of a cloud metadata service.
+pub(crate) fn is_metadata(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len() && Addr::from(net.addr()).is_metadata()
 }
 
 impl fmt::Display for Target {

@@ -14,14 +14,14 @@ fn error(policy: impl AsRef<[u8]>) -> String {
 
 #[test]
 fn every_mistake_is_shown_with_its_place() {
+    let mut wrong = String::new();
     for (case, policy, expected) in CASES {
         let shown = error(policy);
-        assert_eq!(
-            shown,
-            expected.trim_start_matches('\n'),
-            "{case}; shown:\n{shown}\n"
-        );
+        if shown != expected.trim_start_matches('\n') {
+            wrong += &format!("@@{case}@@\n{shown}\n\n");
+        }
     }
+    assert!(wrong.is_empty(), "not as expected:\n{wrong}");
 }
 
 #[test]
@@ -402,7 +402,7 @@ policy.yml:2:1: unknown key `network` at the top of the file
    |
  2 | network: {}
    | ^
-   = hint: keys here are `version`, `mode`, `on_violation`, `jobs`"#,
+   = hint: keys here are `version`, `mode`, `on_violation`, `limits`, `jobs`"#,
     ),
     (
         "duplicate top key",
@@ -598,7 +598,22 @@ policy.yml:6:9: 443/udp is QUIC, in which the server name cannot be verified
    = hint: remove it, clients go on with TCP; or add `tls: off` to a rule of its own for it, which lets every host at the same addresses be reached"#,
     ),
     (
-        "later key use",
+        "a preset that is not there",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - use: localhost-service
+"#,
+        r#"
+policy.yml:5:14: no preset `localhost-service` on this host
+   |
+ 5 |       - use: localhost-service
+   |              ^
+   = hint: did you mean `localhost-services`?"#,
+    ),
+    (
+        "a preset that is not there and like none",
         r#"version: 1
 jobs:
   default:
@@ -606,27 +621,286 @@ jobs:
       - use: presets
 "#,
         r#"
-policy.yml:5:9: `use` is not supported by this version of jobfence
+policy.yml:5:14: no preset `presets` on this host
    |
  5 |       - use: presets
-   |         ^
-   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+   |              ^
+   = hint: presets here are localhost-services"#,
     ),
     (
-        "later key expires",
+        "a preset with other keys",
         r#"version: 1
 jobs:
   default:
     allow:
-      - host: git.example.com
-        expires: 2027-03-31
+      - use: localhost-services
+        ports: [5432]
 "#,
         r#"
-policy.yml:6:9: `expires` is not supported by this version of jobfence
+policy.yml:6:9: `use` takes a preset as it is
    |
- 6 |         expires: 2027-03-31
+ 6 |         ports: [5432]
    |         ^
-   = hint: remove it: a key is never ignored, since the fence would not do what the file says"#,
+   = hint: `use` is the only key of its item; write a rule of your own beside it"#,
+    ),
+    (
+        "a host and a preset",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+        use: localhost-services
+"#,
+        r#"
+policy.yml:5:9: `use` takes a preset as it is
+   |
+ 5 |       - host: a.example.com
+   |         ^
+   = hint: `use` is the only key of its item; write a rule of your own beside it"#,
+    ),
+    (
+        "a preset in the wrong list",
+        r#"version: 1
+jobs: {default: {deny: [{use: localhost-services}]}}
+"#,
+        r#"
+policy.yml:2:31: the preset `localhost-services` denies nothing
+   |
+ 2 | jobs: {default: {deny: [{use: localhost-services}]}}
+   |                               ^
+   = hint: use it under `allow`"#,
+    ),
+    (
+        "a list of presets",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - use: [localhost-services]
+"#,
+        r#"
+policy.yml:5:14: expected the name of a preset, found a list
+   |
+ 5 |       - use: [localhost-services]
+   |              ^
+   = hint: write an item with `use` for each"#,
+    ),
+    (
+        "a date in another form",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+        expires: 31.3.2027
+"#,
+        r#"
+policy.yml:6:18: `31.3.2027` is not a date
+   |
+ 6 |         expires: 31.3.2027
+   |                  ^
+   = hint: write year, month and day of the calendar as in 2027-03-31"#,
+    ),
+    (
+        "a day that is not in the calendar",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+        expires: 2027-02-29
+"#,
+        r#"
+policy.yml:6:18: `2027-02-29` is not a date
+   |
+ 6 |         expires: 2027-02-29
+   |                  ^
+   = hint: write year, month and day of the calendar as in 2027-03-31"#,
+    ),
+    (
+        "a year for a date",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+        expires: 2027
+"#,
+        r#"
+policy.yml:6:18: `2027` is not a date
+   |
+ 6 |         expires: 2027
+   |                  ^
+   = hint: write year, month and day of the calendar as in 2027-03-31"#,
+    ),
+    (
+        "expires in deny",
+        r#"version: 1
+jobs: {default: {deny: [{host: a.example.com, expires: 2027-01-01}]}}
+"#,
+        r#"
+policy.yml:2:47: unknown key `expires` in a `deny` rule
+   |
+ 2 | jobs: {default: {deny: [{host: a.example.com, expires: 2027-01-01}]}}
+   |                                               ^
+   = hint: `expires` stands in an `allow` rule"#,
+    ),
+    (
+        "an unknown limit",
+        r#"version: 1
+limits:
+  name: 10
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:3:3: unknown key `name` in `limits`
+   |
+ 3 |   name: 10
+   |   ^
+   = hint: did you mean `names`?"#,
+    ),
+    (
+        "a limit outside limits",
+        r#"version: 1
+jobs:
+  default:
+    upload: 1GB
+"#,
+        r#"
+policy.yml:4:5: unknown key `upload` in a job
+   |
+ 4 |     upload: 1GB
+   |     ^
+   = hint: `upload` stands in `limits`"#,
+    ),
+    (
+        "limits that are no map",
+        r#"version: 1
+limits: 10
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:9: expected a map of limits, found `10`
+   |
+ 2 | limits: 10
+   |         ^"#,
+    ),
+    (
+        "a limit that is no number",
+        r#"version: 1
+limits: {events: many}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `many` is not a whole number
+   |
+ 2 | limits: {events: many}
+   |                  ^
+   = hint: it is a number from 100 to 1000000"#,
+    ),
+    (
+        "a limit below zero",
+        r#"version: 1
+limits: {names: -1}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:17: `-1` is not a whole number
+   |
+ 2 | limits: {names: -1}
+   |                 ^
+   = hint: it is a number from 0 to 16384"#,
+    ),
+    (
+        "a limit out of range",
+        r#"version: 1
+limits: {addresses: 65537}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:21: `65537` is out of range
+   |
+ 2 | limits: {addresses: 65537}
+   |                     ^
+   = hint: it is a number from 1 to 65536"#,
+    ),
+    (
+        "too few events",
+        r#"version: 1
+limits: {events: 99}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `99` is out of range
+   |
+ 2 | limits: {events: 99}
+   |                  ^
+   = hint: it is a number from 100 to 1000000"#,
+    ),
+    (
+        "a limit without a value",
+        r#"version: 1
+limits: {names: }
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:17: expected a number, found nothing
+   |
+ 2 | limits: {names: }
+   |                 ^"#,
+    ),
+    (
+        "a size with an unknown unit",
+        r#"version: 1
+limits: {upload: 5mb}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `5mb` is not a size
+   |
+ 2 | limits: {upload: 5mb}
+   |                  ^
+   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+    ),
+    (
+        "a size that is too large",
+        r#"version: 1
+limits: {upload: 9000000TiB}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `9000000TiB` is out of range
+   |
+ 2 | limits: {upload: 9000000TiB}
+   |                  ^
+   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+    ),
+    (
+        "no upload at all",
+        r#"version: 1
+limits: {upload: 0}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `0` is out of range
+   |
+ 2 | limits: {upload: 0}
+   |                  ^
+   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+    ),
+    (
+        "the same limit twice",
+        r#"version: 1
+limits: {names: 1, names: 2}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:20: duplicate key `names`
+   |
+ 2 | limits: {names: 1, names: 2}
+   |                    ^
+   = hint: it is on line 2 already; keep one of the two"#,
     ),
     (
         "later key in deny",

@@ -1,6 +1,8 @@
 //! What a good policy means.
 #![expect(clippy::unwrap_used, reason = "what the helpers unwrap fails the test")]
 
+mod common;
+
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -10,6 +12,8 @@ use jobfence_policy::{
     AddrRule, HostPattern, Job, Mode, Name, NameVerdict, OnViolation, Policy, Rule, Target,
 };
 use proptest::prelude::*;
+
+use self::common::lookup;
 
 fn policy(text: &str) -> Policy {
     Policy::parse("policy.yml", text.as_bytes()).unwrap_or_else(|error| panic!("{error}"))
@@ -50,30 +54,6 @@ fn udp(first: u16, last: u16) -> PortRange {
 
 fn targets(rules: &[Rule]) -> Vec<String> {
     rules.iter().map(|rule| rule.target.to_string()).collect()
-}
-
-/// The longest prefix's ranges, as the kernel finds them: IPv4 networks are mapped ones, in one
-/// map with IPv6.
-fn lookup(prefixes: &[(IpNet, Vec<PortRange>)], addr: IpAddr) -> Vec<PortRange> {
-    let mapped = |addr: IpAddr| match addr {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    prefixes
-        .iter()
-        .map(|(net, ranges)| {
-            (
-                mapped(net.network()),
-                128 - u32::from(net.max_prefix_len() - net.prefix_len()),
-                ranges,
-            )
-        })
-        .filter(|&(network, length, _)| {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            mapped(addr) & mask == network
-        })
-        .max_by_key(|&(_, length, _)| length)
-        .map_or_else(Vec::new, |(_, _, ranges)| ranges.clone())
 }
 
 #[test]

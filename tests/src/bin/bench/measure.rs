@@ -167,11 +167,7 @@ impl Loop {
     /// The egress program of its fence.
     pub(crate) fn egress(&self) -> Result<Program> {
         let job = self.job()?;
-        let folders = fs::read_dir("/sys/fs/bpf/jobfence")?.flatten();
-        let pin = folders
-            .map(|version| version.path().join(&job).join("egress"))
-            .find(|path| path.exists())
-            .with_context(|| format!("no pinned link of the job {job}"))?;
+        let pin = jobfence_tests::pins().join(job).join("egress");
         let link = bpftool(&["link", "show", "pinned", &pin.to_string_lossy()])?;
         let id = link["prog_id"].as_u64().context("no program in the link")?;
         Ok(Program { id })

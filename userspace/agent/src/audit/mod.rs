@@ -2,11 +2,19 @@
 //!
 //! - [`event`]: one attempt as a line of JSON
 //! - [`log`]: the file that they are written to
-//! - [`recorder`]: makes events of what the kernel and the resolver report, counts repeats, and
-//!   keeps what a person is shown in the end
-//! - [`mask`]: keeps secrets out of both
+//! - [`recorder`]: makes events of what the kernel and the resolver report
+//! - [`ledger`]: counts them, and keeps what a person is shown in the end
+//! - [`history`]: reads a log back: to go on with it, to report from it, to check that it is whole
+//! - [`retention`]: which logs are kept, and for how long
+//! - [`mask`]: keeps secrets out of all of it
 
 pub mod event;
+pub mod history;
+pub mod ledger;
 pub mod log;
 pub mod mask;
 pub mod recorder;
+pub mod retention;
+
+#[cfg(test)]
+mod tests;

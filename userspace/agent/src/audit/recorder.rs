@@ -1,9 +1,9 @@
 //! Makes events of what the kernel and the resolver report.
 
 use std::{
-    collections::HashMap,
+    borrow::Cow,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -12,37 +12,47 @@ use jobfence_policy::{AddrRule, Job, Location, Mode, Name, Rule};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    event::{Destination, Event, JobName, Kind, ProcessInfo, Question, Verdict},
+    event::{Destination, Event, JobName, Kind, LineHash, ProcessInfo, Question, Verdict},
+    history::{Chain, Fault as LineFault},
+    ledger::{self, FlowKey, Ledger, Mark, Summary, UNCOUNTED, protocol},
     log::{Log, LogError},
     mask::Mask,
 };
 use crate::{
     job::{
         Layers, State,
-        process::{self, Process, Processes},
+        process::{self, JobProcesses, Process, Processes},
     },
     names::{self, DnsEvent, Table, Transport},
 };
 
-/// Attempts that are told apart in one job. Beyond it they are only counted, by kind and reason, so
-/// that a job fills neither the log's disk nor this memory.
-const MAX_FLOWS: usize = 20_000;
+/// What a job's last line says.
+pub(super) const FINISHED: &str = "finished";
+
+/// Lines that one [`Recorder::flush`] writes at most.
+const MAX_FLUSH: usize = 64;
 
 /// The record of one job.
+///
+/// A method that returns [`LogError`] has noted nothing then: what it was told of is not in the log,
+/// and is not counted. Its caller keeps it and offers it again, and takes no more meanwhile. Only a
+/// log of the agent's own, [`Log::create`], has such errors. With another, or without one, everything
+/// is counted, and [`Recorder::log_fault`] says whether the job has to end.
 pub struct Recorder {
-    job: JobName,
+    job: Arc<JobName>,
     state: State,
     policy: Arc<Job>,
     table: Arc<Table>,
-    processes: Processes,
+    processes: JobProcesses,
     mask: Mask,
     log: Option<Log>,
-    seq: u64,
-    flows: HashMap<FlowKey, usize>,
-    tallies: Vec<Tally>,
-    violations: u64,
-    /// `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`.
+    chain: Chain,
+    ledger: Ledger,
+    /// `CLOCK_REALTIME` minus `CLOCK_MONOTONIC`, when the job began.
     epoch: SystemTime,
+    /// The report that the agent before this one wrote last. It comes again if that agent had no
+    /// time to take it out of the ring buffer.
+    repeated: Option<Mark>,
 }
 
 /// What a recorder needs to know of its job.
@@ -55,78 +65,120 @@ pub struct Subject {
     pub policy: Arc<Job>,
     /// The names and addresses that its resolver has given it.
     pub table: Arc<Table>,
+    /// The processes of all jobs of this agent.
+    pub processes: Arc<Mutex<Processes>>,
     /// Its secrets.
     pub mask: Mask,
     /// Where events are written, if anywhere.
     pub log: Option<Log>,
 }
 
-/// What makes two attempts the same.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct FlowKey {
-    kind: Kind,
-    reason: Reason,
-    proto: u8,
-    ip: Option<IpAddr>,
-    port: u16,
-    qname: String,
-    qtype: String,
-    pid: u32,
-}
-
-/// An attempt and how often it was made.
-#[derive(Clone, Debug)]
-pub struct Tally {
-    /// The first.
-    pub event: Event,
-    /// How often in all.
-    pub count: u64,
-    /// How many of those a line of the log stands for already.
-    written: u64,
-}
-
-/// What a person is told in the end.
-#[derive(Debug)]
-pub struct Summary {
-    /// What the fence was worth.
-    pub state: State,
-    /// Every attempt, the first of each kind with a count, in the order in which they came.
-    pub tallies: Vec<Tally>,
-    /// Attempts that violate the policy.
-    pub violations: u64,
-}
-
 impl Recorder {
     /// Begins the record of `subject`.
     #[must_use]
     pub fn new(subject: Subject) -> Self {
-        let (monotonic, now) = (clock_gettime(ClockId::Monotonic), SystemTime::now());
-        let epoch = now - Duration::try_from(monotonic).unwrap_or_default();
+        let now = SystemTime::now();
+        let mut job = subject.job;
+        for text in job.texts_mut() {
+            *text = shown(text);
+        }
         Self {
-            job: subject.job,
+            job: Arc::new(job),
             state: subject.state,
             policy: subject.policy,
             table: subject.table,
-            processes: Processes::new(),
+            processes: JobProcesses::new(subject.processes),
             mask: subject.mask,
             log: subject.log,
-            seq: 0,
-            flows: HashMap::new(),
-            tallies: Vec::new(),
-            violations: 0,
-            epoch,
+            chain: Chain::default(),
+            ledger: Ledger::default(),
+            epoch: now - monotonic(),
+            repeated: None,
         }
     }
 
-    /// The job's processes.
-    pub fn processes(&mut self) -> &mut Processes {
-        &mut self.processes
+    /// Goes on with the record of `subject`, whose agent was killed, from its log, which
+    /// [`Log::reopen`] has opened. What was repeated since the last [`Recorder::flush`] is not in
+    /// it; [`Recorder::reconcile`] says how much that was.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Read`], and [`LogError::Changed`] when the log is not what an agent left.
+    pub fn resume(subject: Subject) -> Result<Self, LogError> {
+        let mut recorder = Self::new(subject);
+        let Some(log) = &recorder.log else {
+            return Ok(recorder);
+        };
+        let (chain, ledger) = (&mut recorder.chain, &mut recorder.ledger);
+        log.replay(|line| {
+            let event = line.event()?;
+            if event.job.id != recorder.job.id {
+                return Err(LineFault::OtherJob);
+            }
+            chain.follow(&line, &event)?;
+            if let Some(epoch) = event.epoch {
+                recorder.epoch = epoch;
+            }
+            if chain.ended {
+                recorder.state = event.state.clone();
+            }
+            let job = Arc::clone(&recorder.job);
+            ledger.replay(Event { job, ..event });
+            Ok(())
+        })?;
+        recorder.repeated = recorder.ledger.newest().cloned();
+        Ok(recorder)
+    }
+
+    /// Whether the job's beginning is in its log.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.chain.seq > 0
+    }
+
+    /// Whether the job's end is in its log.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.chain.ended
+    }
+
+    /// The processes of all jobs of this agent.
+    pub fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes.table()
+    }
+
+    /// Says that a process is the job's, and so is what it will fork; call it for each process
+    /// that is moved into the job. `arguments` is what it was asked to run, if that is known: it
+    /// can be gone before anybody looks at it.
+    pub fn adopt(&self, pid: u32, arguments: Vec<String>) {
+        self.processes.adopt(pid, arguments);
     }
 
     /// Attempts so far that violate the policy.
     #[must_use]
     pub fn violations(&self) -> u64 {
-        self.violations
+        self.ledger.violations()
+    }
+
+    /// Goes by another policy from now on.
+    pub fn set_policy(&mut self, policy: Arc<Job>) {
+        self.policy = policy;
+    }
+
+    /// What the fence is worth.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What there is to tell so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary {
+            state: self.state.clone(),
+            tallies: self.ledger.tallies().to_vec(),
+            violations: self.violations(),
+        }
     }
 
     /// Why not everything is in the log, if so. What cannot be logged must not go on.
@@ -136,51 +188,101 @@ impl Recorder {
     }
 
     /// Notes that the job begins, held by `layers`.
-    pub fn started(&mut self, layers: Layers) {
-        let event = self.event(SystemTime::now(), Kind::Job, Reason::ALLOWED);
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted: see [`Recorder`].
+    pub fn started(&mut self, layers: Layers) -> Result<(), LogError> {
         self.write(Event {
-            reason: "job",
             layers: Some(layers),
-            message: Some("started".to_owned()),
-            ..event
-        });
+            ..self.of_job("started")
+        })
+        .map(drop)
     }
 
     /// Notes something about the job itself.
-    pub fn job(&mut self, message: &str) {
-        let event = self.event(SystemTime::now(), Kind::Job, Reason::ALLOWED);
-        self.write(Event {
-            reason: "job",
-            message: Some(message.to_owned()),
-            ..event
-        });
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted: see [`Recorder`].
+    pub fn job(&mut self, message: &str) -> Result<(), LogError> {
+        self.write(self.of_job(message)).map(drop)
     }
 
-    /// Notes attempts that were denied because their events found no room.
-    pub fn loss(&mut self, count: u64) {
-        let event = self.event(SystemTime::now(), Kind::Loss, Reason::AUDIT_LOSS);
-        let violation = self.policy.mode == Mode::Enforce;
-        let event = Event {
-            violation,
-            count,
-            message: Some(format!(
-                "{count} attempts were denied: their events found no room"
-            )),
-            ..event
-        };
-        if violation {
-            self.violations += count;
+    /// Notes attempts that were denied and only counted: for [`Reason::AUDIT_LOSS`] since their events
+    /// found no room, for [`Reason::LIMIT`] since there were too many in a second. `total` is how
+    /// many there have been in all. They are written as repetitions are: see [`Recorder::flush`].
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted: see [`Recorder`].
+    pub fn loss(&mut self, reason: Reason, total: u64) -> Result<(), LogError> {
+        if total == 0 || self.ledger.lose(reason.word(), total) {
+            return Ok(());
         }
-        self.write(event.clone());
-        self.tallies.push(Tally {
-            event,
-            count,
-            written: count,
-        });
+        let why = if reason == Reason::LIMIT {
+            "the job made more in a second than `limits.events` allows"
+        } else {
+            "their events found no room"
+        };
+        let event = self.event(self.now(), Kind::Loss, reason);
+        let event = self.write(Event {
+            violation: self.policy.mode == Mode::Enforce,
+            count: total,
+            message: Some(format!("attempts were denied: {why}")),
+            ..event
+        })?;
+        self.ledger.first(event);
+        Ok(())
     }
 
-    /// Notes what a program in the kernel reported, and the name that came with it.
-    pub fn kernel(&mut self, report: &abi::Event, named: Option<&NamedEvent>) {
+    /// Compares the record with `reports`, the number of reports that the programs in the kernel
+    /// have made since the job began, and notes how many of them only the memory of an agent held
+    /// that was killed. Call it when all that there will be are taken, before
+    /// [`Recorder::finish`]. Each of them repeated an attempt that the log has, so the verdict does
+    /// not depend on them.
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted: see [`Recorder`].
+    pub fn reconcile(&mut self, reports: u64) -> Result<(), LogError> {
+        let known = self.ledger.reports();
+        if known > reports {
+            tracing::warn!(
+                job = self.job.id,
+                known,
+                reports,
+                "more attempts than were reported"
+            );
+        }
+        let count = reports.saturating_sub(known);
+        if count == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "{count} repeated attempts are in no other line: the agent that had counted them was \
+             killed"
+        );
+        let event = self.write(Event {
+            reason: Cow::Borrowed(UNCOUNTED),
+            count,
+            ..self.of_job(&message)
+        })?;
+        self.ledger.replay(event);
+        Ok(())
+    }
+
+    /// Notes what a program in the kernel reported, and the name that came with it. The report is
+    /// taken out of the ring buffer after this, never before, and before anything else is called.
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted, see [`Recorder`]: the report stays in the ring buffer then.
+    pub fn kernel(
+        &mut self,
+        report: &abi::Event,
+        named: Option<&NamedEvent>,
+    ) -> Result<(), LogError> {
         let ts = self.epoch + Duration::from_nanos(report.monotonic_ns);
         let flow = &report.flow;
         let kind = match report.hook {
@@ -195,9 +297,10 @@ impl Recorder {
         // What the connection says of itself, where it was asked, else what led to the address. Of
         // what is wrong with more than the name, that is a part of a name, or the one before.
         let is_whole = [Fault::NONE, Fault::NAME].contains(&report.fault);
-        let said = named.map(|named| {
-            let name = named.name().map(char::from);
-            name.filter(|_| is_whole).collect::<String>()
+        let said = matches!(kind, Kind::Tls | Kind::Http).then(|| {
+            let name = named.filter(|_| is_whole).into_iter();
+            let name = name.flat_map(NamedEvent::name).map(char::from);
+            name.collect::<String>()
         });
         let names = match (&said, ip) {
             (Some(said), _) => Name::parse(said).into_iter().collect(),
@@ -218,34 +321,47 @@ impl Recorder {
             AddrRule::Allowed(rule) if report.reason.is_allowed() => (report.reason, Some(rule)),
             _ => (report.reason, None),
         };
-        let detail = if kind == Kind::Socket {
-            report.socket_type.to_string()
-        } else {
-            report.fault.text().to_owned()
-        };
+        let fault = report.fault.text();
+        let is_checked = said.is_some();
+        let said = said.map(|said| self.masked(&said));
         let key = FlowKey {
             kind,
-            reason,
+            reason: Cow::Borrowed(reason.word()),
             proto: flow.proto,
             ip,
-            port: flow.port,
-            qname: said.clone().unwrap_or_default(),
-            qtype: detail.clone(),
+            port: if has_ports && ip.is_some() {
+                flow.port
+            } else {
+                0
+            },
+            name: said.clone().unwrap_or_default(),
+            detail: Cow::Borrowed(if is_checked { fault } else { "" }),
             pid: report.pid,
         };
+        if let Some(mark) = self.repeated.take()
+            && mark == (ts, kind, Cow::Borrowed(reason.word()), flow.proto)
+        {
+            return Ok(());
+        }
         let violation = self.is_violation(reason, rule);
         if self.repeat(&key, violation) {
-            return;
+            return Ok(());
         }
         let name = names.first();
-        let led = || ip.and_then(|ip| self.table.names_of(ip).first().map(Name::to_string));
-        let shown = said.filter(|said| !said.is_empty()).or_else(led);
+        let led = || {
+            let names = ip.map(|ip| self.table.names_of(ip))?;
+            names.first().map(|name| self.masked(name.as_str()))
+        };
+        let shown = match said {
+            Some(said) if is_whole => Some(said).filter(|said| !said.is_empty()),
+            _ => led(),
+        };
         let chain = name.map(|name| self.table.chain_of(name));
         let chain = chain.iter().flat_map(|chain| chain.iter());
         let dst = ip.map(|ip| Destination {
             ip: Some(ip),
             port: has_ports.then_some(flow.port),
-            name: shown.map(|name| self.masked(&name)),
+            name: shown,
             chain: chain.map(|name| self.masked(name.as_str())).collect(),
         });
         let process = self.process(&Client {
@@ -259,32 +375,37 @@ impl Recorder {
             proto: Some(protocol(flow.proto)),
             dst,
             process,
-            message: (!report.fault.is_none()).then_some(detail),
+            message: (!report.fault.is_none()).then(|| fault.to_owned()),
             ..self.event(ts, kind, reason)
         };
-        self.first(key, event);
+        self.first(event)
     }
 
-    /// Notes a question of the job, which `client` asked.
-    pub fn dns(&mut self, question: &DnsEvent, client: &Client) {
+    /// Notes a question of the job, which `client` asked. It is answered after this, never before.
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted, see [`Recorder`]: the question must not be answered then.
+    pub fn dns(&mut self, question: &DnsEvent, client: &Client) -> Result<(), LogError> {
+        let qname = self.masked(&question.qname);
         let key = FlowKey {
             kind: Kind::Dns,
-            reason: question.reason,
+            reason: Cow::Borrowed(question.reason.word()),
             proto: match question.transport {
                 Transport::Udp => proto::UDP,
                 Transport::Tcp => proto::TCP,
             },
             ip: None,
             port: 0,
-            qname: question.qname.clone(),
-            qtype: question.qtype.clone(),
+            name: qname.clone(),
+            detail: Cow::Owned(question.qtype.clone()),
             pid: client.pid,
         };
         if self.repeat(&key, question.violation) {
-            return;
+            return Ok(());
         }
         let process = self.process(client);
-        let event = self.event(SystemTime::now(), Kind::Dns, question.reason);
+        let event = self.event(self.now(), Kind::Dns, question.reason);
         let event = Event {
             verdict: match question.verdict {
                 names::Verdict::Allow => Verdict::Allow,
@@ -296,7 +417,7 @@ impl Recorder {
             dst: Some(Destination {
                 ip: question.addresses.first().copied(),
                 port: None,
-                name: Some(self.masked(&question.qname)),
+                name: Some(qname.clone()),
                 chain: question
                     .chain
                     .iter()
@@ -304,45 +425,66 @@ impl Recorder {
                     .collect(),
             }),
             dns: Some(Question {
-                qname: self.masked(&question.qname),
+                qname,
                 qtype: question.qtype.clone(),
                 rcode: question.rcode.clone(),
             }),
             process,
             ..event
         };
-        self.first(key, event);
+        self.first(event)
+    }
+
+    /// Writes how often attempts were repeated, so that less is lost if the agent is killed; to be
+    /// called every second or so. It writes a line for an attempt when there are twice as many as
+    /// the log says, and no more than a few at once: what is due stays due.
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted: see [`Recorder`].
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        for _ in 0..MAX_FLUSH {
+            let Some(index) = self.ledger.due() else {
+                break;
+            };
+            self.write_count(index)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the line that a tally lacks, if it lacks one.
+    fn write_count(&mut self, index: usize) -> Result<(), LogError> {
+        if let Some(event) = self.ledger.line(index, self.now()) {
+            self.write(event)?;
+        }
+        self.ledger.written(index);
+        Ok(())
     }
 
     /// Ends the record: writes the counts of repetitions and the job's end, in a few words or with
-    /// what became of its fence, and says what there is to tell.
-    pub fn finish(&mut self, failure: Option<&str>) -> Summary {
-        let repeated: Vec<Event> = self
-            .tallies
-            .iter_mut()
-            .filter(|tally| tally.count > tally.written)
-            .map(|tally| {
-                let count = tally.count - tally.written;
-                tally.written = tally.count;
-                Event {
-                    count,
-                    ts: SystemTime::now(),
-                    ..tally.event.clone()
-                }
-            })
-            .collect();
-        for event in repeated {
-            self.write(event);
+    /// what became of its fence, and says what there is to tell. If the log of a job that was
+    /// resumed has its end already, nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// As for all that is noted, see [`Recorder`]. It can be called again then; what is written is
+    /// not written twice.
+    pub fn finish(&mut self, failure: Option<&str>) -> Result<Summary, LogError> {
+        if !self.has_ended() {
+            for index in 0..self.ledger.tallies().len() {
+                self.write_count(index)?;
+            }
+            if let Some(failure) = failure {
+                self.state = State::Failed(shown(failure));
+            }
+            self.job(FINISHED)?;
+            self.chain.ended = true;
         }
-        if let Some(failure) = failure {
-            self.state = State::Failed(failure.to_owned());
-        }
-        self.job("finished");
-        Summary {
+        Ok(Summary {
             state: self.state.clone(),
-            tallies: std::mem::take(&mut self.tallies),
-            violations: self.violations,
-        }
+            violations: self.violations(),
+            tallies: self.ledger.take_tallies(),
+        })
     }
 
     /// What counts against the job: what was denied, but for what a rule excuses, what libraries do
@@ -354,56 +496,35 @@ impl Recorder {
             && rule.is_none_or(|rule| rule.fail)
     }
 
-    /// Counts an attempt that was made before.
+    /// Counts an attempt that was made before, or one too many with others; false if it is the
+    /// first of its kind.
     fn repeat(&mut self, key: &FlowKey, violation: bool) -> bool {
-        if violation {
-            self.violations += 1;
-        }
-        let Some(&index) = self.flows.get(key) else {
-            return false;
-        };
-        self.tallies[index].count += 1;
-        true
+        self.ledger.repeat(key, violation)
+            || !self.ledger.has_room() && self.ledger.repeat(&key.others(), violation)
     }
 
-    /// Writes the first attempt of its kind; one too many is counted with others.
-    fn first(&mut self, key: FlowKey, event: Event) {
-        if self.flows.len() < MAX_FLOWS {
-            return self.tally(key, event);
+    /// Writes the first attempt of its kind, or the first that is counted with others.
+    fn first(&mut self, mut event: Event) -> Result<(), LogError> {
+        if !self.ledger.has_room() {
+            event = ledger::as_others(event);
         }
-        let others = FlowKey {
-            ip: None,
-            port: 0,
-            qname: String::new(),
-            qtype: String::new(),
-            pid: 0,
-            ..key
-        };
-        if let Some(&index) = self.flows.get(&others) {
-            self.tallies[index].count += 1;
-            return;
-        }
-        let event = Event {
-            rule: None,
-            dst: None,
-            dns: None,
-            process: None,
-            message: Some(format!(
-                "attempts beyond the {MAX_FLOWS} that are told apart"
-            )),
-            ..event
-        };
-        self.tally(others, event);
+        let event = self.write(event)?;
+        self.ledger.first(event);
+        Ok(())
     }
 
-    fn tally(&mut self, key: FlowKey, event: Event) {
-        self.write(event.clone());
-        self.flows.insert(key, self.tallies.len());
-        self.tallies.push(Tally {
-            event,
-            count: 1,
-            written: 1,
-        });
+    /// What the time is, by the clock as it was when the job began.
+    fn now(&self) -> SystemTime {
+        self.epoch + monotonic()
+    }
+
+    /// An event of the job itself.
+    fn of_job(&self, message: &str) -> Event {
+        Event {
+            reason: Cow::Borrowed("job"),
+            message: Some(message.to_owned()),
+            ..self.event(self.now(), Kind::Job, Reason::ALLOWED)
+        }
     }
 
     /// An event without particulars.
@@ -411,7 +532,7 @@ impl Recorder {
         Event {
             ts,
             seq: 0,
-            job: self.job.clone(),
+            job: Arc::clone(&self.job),
             state: self.state.clone(),
             kind,
             verdict: if reason.is_allowed() {
@@ -419,28 +540,40 @@ impl Recorder {
             } else {
                 Verdict::Deny
             },
-            reason: reason.word(),
+            reason: Cow::Borrowed(reason.word()),
             rule: None,
+            layer: None,
             violation: false,
             proto: None,
             dst: None,
             dns: None,
             process: None,
+            bytes: None,
             count: 1,
             layers: None,
             message: None,
+            epoch: None,
+            prev: None,
         }
     }
 
-    fn write(&mut self, event: Event) {
-        let event = Event {
-            seq: self.seq,
+    /// Writes an event as the job's next line.
+    fn write(&mut self, event: Event) -> Result<Event, LogError> {
+        let mut event = Event {
+            seq: self.chain.seq,
+            epoch: (self.chain.seq == 0).then_some(self.epoch),
+            prev: None,
             ..event
         };
-        self.seq += 1;
         if let Some(log) = &mut self.log {
-            log.append(&event);
+            event.prev = Some(self.chain.head);
+            let line = log.encode(&event)?;
+            let head = LineHash::of(&line);
+            log.append(line)?;
+            self.chain.head = head;
         }
+        self.chain.seq += 1;
+        Ok(event)
     }
 
     fn process(&mut self, client: &Client) -> Option<ProcessInfo> {
@@ -488,12 +621,9 @@ impl Recorder {
     }
 }
 
-impl Summary {
-    /// Whether the job kept to its policy.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.violations == 0
-    }
+/// `CLOCK_MONOTONIC`, in which the kernel reports.
+fn monotonic() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
 }
 
 /// A command name, which ends at the first zero byte and can hold anything else.
@@ -506,16 +636,6 @@ fn text(comm: &[u8; COMM_LEN]) -> String {
 /// looks.
 fn shown(text: &str) -> String {
     text.replace(process::is_hidden, " ")
-}
-
-fn protocol(number: u8) -> String {
-    match number {
-        proto::TCP => "tcp".to_owned(),
-        proto::UDP => "udp".to_owned(),
-        proto::ICMP => "icmp".to_owned(),
-        proto::ICMPV6 => "icmpv6".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -536,10 +656,12 @@ mod tests {
             job: JobName {
                 id: "1".to_owned(),
                 name: "default".to_owned(),
+                ..JobName::default()
             },
             state: State::Enforcing,
             policy: Arc::new(policy),
             table: Arc::default(),
+            processes: Arc::default(),
             mask: Mask::new(std::iter::empty()),
             log: None,
         })
@@ -565,15 +687,19 @@ mod tests {
         for &fault in Fault::ALL {
             let named = refusal(Hook::TLS, Reason::SNI, fault, excused);
             let mut recorder = recorder();
-            recorder.kernel(&named.event, Some(&named));
-            let event = &recorder.tallies[0].event;
+            recorder.kernel(&named.event, Some(&named)).unwrap();
+            let event = &recorder.ledger.tallies()[0].event;
             let name = event.dst.as_ref().and_then(|dst| dst.name.as_deref());
             if [Fault::NONE, Fault::NAME].contains(&fault) {
                 assert_eq!(recorder.violations(), 0, "{fault:?}");
-                assert_eq!((event.reason, name), ("denied", Some(excused)), "{fault:?}");
+                assert_eq!(
+                    (&*event.reason, name),
+                    ("denied", Some(excused)),
+                    "{fault:?}"
+                );
             } else {
                 assert_eq!(recorder.violations(), 1, "{fault:?}");
-                assert_eq!((event.reason, name), ("sni", None), "{fault:?}");
+                assert_eq!((&*event.reason, name), ("sni", None), "{fault:?}");
                 assert_eq!(event.rule, None, "{fault:?}");
             }
         }
@@ -584,9 +710,13 @@ mod tests {
         for hook in [Hook::PACKET, Hook::TLS, Hook::HTTP] {
             let named = refusal(hook, Reason::INBOUND, Fault::UNSEEN, "");
             let mut recorder = recorder();
-            recorder.kernel(&named.event, Some(&named));
+            recorder.kernel(&named.event, Some(&named)).unwrap();
             assert_eq!(recorder.violations(), 0, "{hook:?}");
-            assert_eq!(recorder.tallies[0].event.reason, "inbound", "{hook:?}");
+            assert_eq!(
+                recorder.ledger.tallies()[0].event.reason,
+                "inbound",
+                "{hook:?}"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -64,7 +65,16 @@ impl Cgroup {
     /// [`CgroupError::NotMounted`] without cgroup v2, [`CgroupError::Io`] without the right to
     /// make a folder there.
     pub fn make(name: &str) -> Result<Self, CgroupError> {
-        let path = own()?.join(name);
+        Self::make_in(&own()?, name)
+    }
+
+    /// Makes the cgroup `name` in the folder `parent` of a cgroup.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Io`].
+    pub fn make_in(parent: &Path, name: &str) -> Result<Self, CgroupError> {
+        let path = parent.join(name);
         fs::create_dir(&path).map_err(|source| CgroupError::Io {
             doing: "make the cgroup",
             path: path.clone(),
@@ -94,6 +104,47 @@ impl Cgroup {
         self.write("cgroup.procs", "0")
     }
 
+    /// Moves the process `pid` into the cgroup.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: `ESRCH` when there is no such process.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+
+    /// The processes in it, not those below it.
+    ///
+    /// # Errors
+    ///
+    /// What reading its `cgroup.procs` can fail with.
+    pub fn processes(&self) -> io::Result<Vec<u32>> {
+        let list = fs::read_to_string(self.path.join("cgroup.procs"))?;
+        Ok(list.lines().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// The number of its folder, by which the kernel knows it.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone.
+    pub fn id(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.path)?.ino())
+    }
+
+    /// Whether a process is in it, or below it. One that is gone has none.
+    ///
+    /// # Errors
+    ///
+    /// What reading its `cgroup.events` can fail with.
+    pub fn is_populated(&self) -> io::Result<bool> {
+        match fs::read_to_string(self.path.join("cgroup.events")) {
+            Ok(events) => Ok(!is_empty(&events)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Kills every process in the cgroup and below, waits until none is left, and removes it. A
     /// cgroup that is gone is no error.
     ///
@@ -110,6 +161,13 @@ impl Cgroup {
             // Somebody else, a reaper or a sweep, was faster.
             Err(CgroupError::Io { .. }) if !self.path.exists() => Ok(()),
             ended => ended,
+        }
+    }
+
+    /// Kills what is in the cgroup and removes it if nothing is left. Does not wait.
+    pub fn try_end(&self) {
+        if let Err(error) = self.kill().and_then(|()| self.remove(&self.path)) {
+            tracing::debug!(%error, "a cgroup is still in use");
         }
     }
 
@@ -133,7 +191,7 @@ impl Cgroup {
         let mut file = fs::File::open(&path).map_err(failed)?;
         loop {
             let events = read_from_start(&mut file).map_err(failed)?;
-            if events.lines().any(|line| line == "populated 0") {
+            if is_empty(&events) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -177,6 +235,11 @@ impl Cgroup {
     }
 }
 
+/// What a `cgroup.events` file says.
+fn is_empty(events: &str) -> bool {
+    events.lines().any(|line| line == "populated 0")
+}
+
 fn read_from_start(file: &mut fs::File) -> io::Result<String> {
     use io::{Read as _, Seek as _};
     file.rewind()?;
@@ -200,6 +263,27 @@ pub(crate) fn own() -> Result<PathBuf, CgroupError> {
     };
     locate(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
         .ok_or(CgroupError::NotMounted)
+}
+
+/// The folder of the cgroup of the process `pid`; `None` when there is no such process, or its cgroup
+/// cannot be seen from here.
+#[must_use]
+pub fn of(pid: u32) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    locate(
+        &mounts,
+        &fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?,
+    )
+}
+
+/// The folder of the outermost cgroup that can be seen from here.
+///
+/// # Errors
+///
+/// [`CgroupError::NotMounted`] without cgroup v2.
+pub fn outermost() -> Result<PathBuf, CgroupError> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    locate(&mounts, "0::/").ok_or(CgroupError::NotMounted)
 }
 
 /// Every cgroup of that name that can be seen from here.

@@ -58,7 +58,7 @@ const BY_REFERENCE: [i64; 2] = [libc::SYS_sendfile, libc::SYS_splice];
 
 /// Calls with arguments that a filter cannot see: clone3 makes children in another cgroup, and asks
 /// for no more than a descriptor of it. Programs use clone when the kernel does not have clone3.
-const UNSEEN: [i64; 1] = [libc::SYS_clone3];
+pub(crate) const UNSEEN: [i64; 1] = [libc::SYS_clone3];
 
 /// The bit that marks a system call of the x32 interface, which has numbers of its own for some.
 #[cfg(target_arch = "x86_64")]
@@ -76,9 +76,10 @@ pub(super) fn apply() -> Result<(), Error> {
     apply_filter(&compile(whole(&UNSEEN), libc::ENOSYS)?)
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+pub(crate) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn compile(mut rules: Rules, errno: i32) -> Result<BpfProgram, Error> {
+/// A filter that refuses with `errno` what `rules` name, and nothing else.
+pub(crate) fn compile(mut rules: Rules, errno: i32) -> Result<BpfProgram, Error> {
     #[cfg(target_arch = "x86_64")]
     for (call, conditions) in rules.clone() {
         let own = X32_OWN.iter().find(|(usual, _)| *usual == call);
@@ -106,7 +107,7 @@ fn sockets() -> Result<Rules, Error> {
 }
 
 /// Calls with whatever arguments.
-fn whole(calls: &[i64]) -> Rules {
+pub(crate) fn whole(calls: &[i64]) -> Rules {
     calls.iter().map(|&call| (call, Vec::new())).collect()
 }
 
@@ -130,7 +131,8 @@ fn others() -> Result<Rules, Error> {
     Ok(rules)
 }
 
-fn all(conditions: Vec<Result<SeccompCondition, Error>>) -> Result<SeccompRule, Error> {
+/// When all conditions hold.
+pub(crate) fn all(conditions: Vec<Result<SeccompCondition, Error>>) -> Result<SeccompRule, Error> {
     let conditions = conditions.into_iter().collect::<Result<_, _>>()?;
     Ok(SeccompRule::new(conditions)?)
 }

@@ -35,7 +35,7 @@ use thiserror::Error;
 use super::{
     cgroup::Cgroup,
     filter,
-    probe::{Aim, Outcomes, Stage},
+    probe::{Aim, Held, Outcomes, Stage},
     seclude, signals,
     user::Account,
 };
@@ -137,11 +137,7 @@ impl Starting {
             .arg(std::process::id().to_string())
             .arg(writer.as_raw_fd().to_string())
             .arg(go_reader.as_raw_fd().to_string())
-            .arg(&aim.cgroup)
-            .arg(aim.v6.to_string())
-            .arg(aim.tls.to_string())
-            .arg(aim.http.to_string())
-            .arg(&aim.unix)
+            .args(aim.arguments())
             .arg(account.uid.to_string())
             .arg(account.gid.to_string())
             .arg(join(&account.groups))
@@ -345,13 +341,7 @@ impl Order {
             agent: number(arguments.next())?,
             status: number(arguments.next())?,
             go: number(arguments.next())?,
-            aim: Aim {
-                cgroup: arguments.next()?.into(),
-                v6: number(arguments.next())?,
-                tls: number(arguments.next())?,
-                http: number(arguments.next())?,
-                unix: arguments.next()?.into_string().ok()?,
-            },
+            aim: Aim::parse(arguments.by_ref())?,
             uid: number(arguments.next())?,
             gid: number(arguments.next())?,
             groups: arguments
@@ -379,7 +369,7 @@ impl Order {
         sys::close_on_exec_from(3)
             .map_err(|error| setup("close inherited descriptors (Linux 5.11 is needed)", &error))?;
         let mut outcomes = Outcomes::none();
-        outcomes.attempt(Stage::Privileged, &self.aim);
+        outcomes.attempt(Stage::Privileged, Held::ByLaunch, &self.aim);
         seclude::seclude(self.uid, self.gid).map_err(|(path, errno)| {
             let what =
                 format!("hide what leads around the fence, at {path} (CAP_SYS_ADMIN is needed)");
@@ -409,7 +399,7 @@ impl Order {
         if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(self.agent) {
             return Err(Failure::Setup("the agent is gone".to_owned()));
         }
-        outcomes.attempt(Stage::Job, &self.aim);
+        outcomes.attempt(Stage::Job, Held::ByLaunch, &self.aim);
         status
             .write_all(&[&[PROBED], outcomes.bytes().as_slice()].concat())
             .and_then(|()| go.read_exact(&mut [0]))

@@ -3,6 +3,7 @@
 //! - [`cgroup`]: the cgroup that the fence hangs on
 //! - [`launch`]: a process that is in the cgroup, and has nothing to undo the fence with, before
 //!   its first instruction
+//! - `live`: what is reported of it while it runs, and what its resolver opens to it
 //! - `probe`: what the first process tries in vain before it becomes the command
 //! - [`process`]: which process is which, also when it is gone already
 //! - [`reaper`]: ends the job when the agent dies
@@ -10,9 +11,10 @@
 //! - `state`: what the fence is worth, and what it is made of
 
 pub mod cgroup;
-mod filter;
+pub(crate) mod filter;
 pub mod launch;
-mod probe;
+pub(crate) mod live;
+pub mod probe;
 pub mod process;
 pub mod reaper;
 pub mod run;

@@ -22,6 +22,7 @@
 //! out by time, not by anything that a process could claim to be.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
@@ -30,6 +31,7 @@ use std::{
         unix::net::{SocketAddr as UnixAddr, UnixDatagram},
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -39,6 +41,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 
+use super::cgroup::Cgroup;
 use crate::{kernel::BPFFS, sys};
 
 /// Addresses that nobody has.
@@ -90,7 +93,7 @@ const HINT: &str = "A BPF program of something else on a cgroup above overrules 
                     `bpftool cgroup tree` lists them";
 
 /// What the agent puts up for the probe to aim at: things outside the job, on this host.
-pub(super) struct Targets {
+pub(crate) struct Targets {
     v6: Option<UdpSocket>,
     tls: Listener,
     http: Listener,
@@ -100,7 +103,7 @@ pub(super) struct Targets {
 
 impl Targets {
     /// Puts them up; `id` is the job's.
-    pub(super) fn new(id: &str) -> io::Result<Self> {
+    pub(crate) fn new(id: &str) -> io::Result<Self> {
         let name = format!("jobfence-probe-{id}");
         Ok(Self {
             // A host without IPv6 has nothing to probe there.
@@ -113,7 +116,7 @@ impl Targets {
     }
 
     /// Where they are, for the process that is to aim at them.
-    pub(super) fn aim(&self, cgroup: &Path) -> Aim {
+    pub(crate) fn aim(&self, cgroup: &Path) -> Aim {
         let address = self.v6.as_ref().and_then(|socket| socket.local_addr().ok());
         Aim {
             v6: address.map_or(0, |address| address.port()),
@@ -125,7 +128,7 @@ impl Targets {
     }
 
     /// What the probe may reach.
-    pub(super) fn prefixes(&self) -> [(IpNet, Vec<PortRange>); 1] {
+    pub(crate) fn prefixes(&self) -> [(IpNet, Vec<PortRange>); 1] {
         let range = |listener: &Listener, checks| {
             PortRange::new(proto::TCP, listener.port, listener.port).checked(checks)
         };
@@ -138,7 +141,7 @@ impl Targets {
 
     /// Completes `outcomes` by what arrived here. Who sends is not told that a packet was dropped:
     /// where nothing arrived, this puts `EPERM` in place of success.
-    pub(super) fn witness(&self, outcomes: &mut Outcomes) {
+    pub(crate) fn witness(&self, outcomes: &mut Outcomes) {
         for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
             let listener = match attempt.report {
                 Some((Hook::TLS, ..)) => &self.tls,
@@ -188,7 +191,7 @@ impl Listener {
 }
 
 /// Where the targets are.
-pub(super) struct Aim {
+pub(crate) struct Aim {
     /// Port of a UDP socket on `::1`; 0 for none.
     pub(super) v6: u16,
     /// Port on `127.0.0.1` to which a connection is open if it is TLS for an allowed name.
@@ -202,6 +205,30 @@ pub(super) struct Aim {
 }
 
 impl Aim {
+    /// As arguments of a process.
+    pub(super) fn arguments(&self) -> [OsString; 5] {
+        [
+            self.cgroup.clone().into_os_string(),
+            self.v6.to_string().into(),
+            self.tls.to_string().into(),
+            self.http.to_string().into(),
+            self.unix.clone().into(),
+        ]
+    }
+
+    /// From what [`Self::arguments`] gave.
+    pub(super) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let mut next = || arguments.next();
+        let port = |text: Option<OsString>| text?.to_str()?.parse().ok();
+        Some(Self {
+            cgroup: next()?.into(),
+            v6: port(next())?,
+            tls: port(next())?,
+            http: port(next())?,
+            unix: next()?.into_string().ok()?,
+        })
+    }
+
     /// Tries `attempt` on a host that has IPv6.
     fn if_ipv6(&self, attempt: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match self.v6 {
@@ -230,6 +257,15 @@ enum Expect {
     Either,
 }
 
+/// Who is to be proven to hold a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// The programs, and what a job is launched with.
+    ByLaunch,
+    /// The programs alone: the job's processes were there before the fence.
+    ByPrograms,
+}
+
 struct Attempt {
     /// Completes "an attempt to …".
     what: &'static str,
@@ -239,6 +275,15 @@ struct Attempt {
     /// Where an `EPERM` must be reported from, with the destination (of a socket: its family
     /// only) and the protocol.
     report: Option<(Hook, IpAddr, u8)>,
+}
+
+impl Attempt {
+    /// Whether it says something about a job that is held so.
+    fn concerns(&self, held: Held) -> bool {
+        // What the programs refuse they report.
+        let by_launch = self.report.is_none() && matches!(self.expect, Expect::Refused(_));
+        held == Held::ByLaunch || !by_launch
+    }
 }
 
 /// `EPERM` is what programs and capabilities refuse with.
@@ -514,9 +559,55 @@ fn reach(ip: IpAddr) -> io::Result<()> {
     }
 }
 
+/// The argument that makes a process of this program one that proves the fence of a job whose
+/// processes were there before it.
+pub const ENTRY: &str = "__probe";
+
+/// What such a process does, with the arguments after [`ENTRY`]: it enters the job's cgroup, tries each
+/// way out, and writes what came of it to its standard output. Returns the exit status.
+#[must_use]
+pub fn probe(arguments: impl Iterator<Item = OsString>) -> u8 {
+    let Some(aim) = Aim::parse(arguments) else {
+        eprintln!("jobfence: {ENTRY} is for jobfence's own use");
+        return 2;
+    };
+    if let Err(error) = Cgroup::open(aim.cgroup.clone()).enter() {
+        eprintln!("{error}");
+        return 1;
+    }
+    let mut outcomes = Outcomes::none();
+    for stage in [Stage::Privileged, Stage::Job] {
+        outcomes.attempt(stage, Held::ByPrograms, &aim);
+    }
+    u8::from(io::stdout().write_all(&outcomes.bytes()).is_err())
+}
+
+/// Has a process of this program try to get out of the cgroup that `targets` are the job's in. To be
+/// called where blocking is allowed.
+///
+/// # Errors
+///
+/// What starting a process can fail with, and what it said when it failed.
+pub(crate) fn probe_cgroup(targets: &Targets, cgroup: &Path) -> io::Result<Outcomes> {
+    let output = Command::new("/proc/self/exe")
+        .arg(ENTRY)
+        .args(targets.aim(cgroup).arguments())
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .output()?;
+    let Ok(bytes) = output.stdout.try_into() else {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("{}: {said}", output.status)));
+    };
+    let mut outcomes = Outcomes::from_bytes(bytes);
+    targets.witness(&mut outcomes);
+    Ok(outcomes)
+}
+
 /// What came of the attempts: the error number of each, 0 for success, [`OTHER_ERROR`] for an
 /// error that has none.
-pub(super) struct Outcomes([i32; ATTEMPTS.len()]);
+pub(crate) struct Outcomes([i32; ATTEMPTS.len()]);
 
 /// An answer from the wrong server, or a wrong one.
 const OTHER_ERROR: i32 = libc::EPROTO;
@@ -535,9 +626,9 @@ impl Outcomes {
     }
 
     /// Makes the attempts of a stage. Called in the process that is to become the command.
-    pub(super) fn attempt(&mut self, stage: Stage, aim: &Aim) {
+    pub(super) fn attempt(&mut self, stage: Stage, held: Held, aim: &Aim) {
         for (attempt, outcome) in ATTEMPTS.iter().zip(&mut self.0) {
-            if attempt.stage == stage {
+            if attempt.stage == stage && attempt.concerns(held) {
                 *outcome = (attempt.make)(aim).map_or_else(|error| errno(&error), |()| 0);
             }
         }
@@ -570,26 +661,26 @@ impl Outcomes {
 
 /// What the attempts told of layers that not every kernel has.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// The program on `socket_create` is called.
-    pub(super) lsm: bool,
+    pub(crate) lsm: bool,
     /// Abstract Unix sockets outside the job are out of reach.
-    pub(super) landlock: bool,
+    pub(crate) landlock: bool,
 }
 
 /// What there is to probe.
 #[derive(Clone, Copy)]
-pub(super) struct Means {
+pub(crate) struct Means {
     /// The program on `socket_create` is attached, and the kernel claims to call it.
-    pub(super) lsm: bool,
+    pub(crate) lsm: bool,
     /// The agent, and so the first process while it is privileged, has `CAP_NET_RAW`. Without it the
     /// kernel refuses a raw socket before it asks any program.
-    pub(super) raw: bool,
+    pub(crate) raw: bool,
 }
 
 impl Means {
     /// What there is on this host, given the program on `socket_create` or not.
-    pub(super) fn find(lsm: bool) -> Self {
+    pub(crate) fn find(lsm: bool) -> Self {
         let sets = capabilities(None);
         let raw = sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_RAW));
         Self { lsm, raw }
@@ -597,12 +688,14 @@ impl Means {
 }
 
 /// Judges `outcomes` by the `reports` of the programs.
-pub(super) fn judge(
+pub(crate) fn judge(
     outcomes: &Outcomes,
+    held: Held,
     reports: &[abi::Event],
     means: Means,
 ) -> Result<Findings, ProbeError> {
-    for (attempt, &outcome) in ATTEMPTS.iter().zip(&outcomes.0) {
+    let attempts = ATTEMPTS.iter().zip(&outcomes.0);
+    for (attempt, &outcome) in attempts.filter(|(attempt, _)| attempt.concerns(held)) {
         let what = attempt.what;
         match attempt.expect {
             Expect::Refused(errors) if !errors.contains(&outcome) => {
@@ -726,7 +819,7 @@ mod tests {
     #[test]
     fn a_fence_that_holds_is_found_to() {
         let (mut outcomes, mut reports) = held();
-        let findings = judge(&outcomes, &reports, MEANS).expect("it holds");
+        let findings = judge(&outcomes, Held::ByLaunch, &reports, MEANS).expect("it holds");
         assert_eq!(
             findings,
             Findings {
@@ -742,7 +835,7 @@ mod tests {
             reason: Reason::FAMILY,
             ..family
         });
-        let findings = judge(&outcomes, &reports, WITH_LSM).expect("it holds");
+        let findings = judge(&outcomes, Held::ByLaunch, &reports, WITH_LSM).expect("it holds");
         assert_eq!(
             findings,
             Findings {
@@ -762,7 +855,7 @@ mod tests {
             // It went through; or was refused by something else, as by a route that is missing.
             for outcome in [0, libc::ENETUNREACH, libc::EINPROGRESS] {
                 outcomes.0[index] = outcome;
-                match judge(&outcomes, &reports, MEANS) {
+                match judge(&outcomes, Held::ByLaunch, &reports, MEANS) {
                     Err(ProbeError::Open { what, .. }) => assert_eq!(what, attempt.what),
                     other => panic!("{} with {outcome}: {other:?}", attempt.what),
                 }
@@ -778,7 +871,7 @@ mod tests {
                 continue;
             };
             reports.retain(|report| !tells_of(report, hook, ip, proto));
-            match judge(&outcomes, &reports, MEANS) {
+            match judge(&outcomes, Held::ByLaunch, &reports, MEANS) {
                 Err(ProbeError::Unreported { what }) => assert_eq!(what, attempt.what),
                 other => panic!("{}: {other:?}", attempt.what),
             }
@@ -791,7 +884,7 @@ mod tests {
         for report in &mut reports {
             report.passed = 1;
         }
-        assert!(judge(&outcomes, &reports, MEANS).is_err());
+        assert!(judge(&outcomes, Held::ByLaunch, &reports, MEANS).is_err());
     }
 
     #[test]
@@ -801,7 +894,7 @@ mod tests {
             for report in reports.iter_mut().filter(|report| report.hook == hook) {
                 report.reason = Reason::INBOUND;
             }
-            let unreported = judge(&outcomes, &reports, MEANS);
+            let unreported = judge(&outcomes, Held::ByLaunch, &reports, MEANS);
             assert!(
                 matches!(unreported, Err(ProbeError::Unreported { .. })),
                 "{unreported:?}"
@@ -839,7 +932,7 @@ mod tests {
             let (mut outcomes, reports) = held();
             if let Expect::Success(_) = attempt.expect {
                 outcomes.0[index] = libc::EAGAIN;
-                let broken = judge(&outcomes, &reports, MEANS);
+                let broken = judge(&outcomes, Held::ByLaunch, &reports, MEANS);
                 assert!(
                     matches!(broken, Err(ProbeError::Broken { .. })),
                     "{broken:?}"
@@ -851,7 +944,7 @@ mod tests {
     #[test]
     fn a_program_that_is_attached_and_never_called_is_found() {
         let (outcomes, reports) = held();
-        assert!(judge(&outcomes, &reports, WITH_LSM).is_err());
+        assert!(judge(&outcomes, Held::ByLaunch, &reports, WITH_LSM).is_err());
     }
 
     #[test]
@@ -881,7 +974,7 @@ mod tests {
             let aim = targets.aim(Path::new("/nonexistent"));
             assert_ne!(aim.v6, 0, "needs IPv6");
             let mut outcomes = Outcomes::none();
-            outcomes.attempt(Stage::Privileged, &aim);
+            outcomes.attempt(Stage::Privileged, Held::ByLaunch, &aim);
             for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
                 // These two wait for an answer that nobody gives.
                 if attempt.stage == Stage::Job && !matches!(attempt.expect, Expect::Success(_)) {

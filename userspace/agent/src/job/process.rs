@@ -4,7 +4,7 @@
 //! line and parents, is in /proc as long as the process lives, which for a refused `curl` can be
 //! a millisecond. So the table follows the kernel's process events (`NETLINK_CONNECTOR`,
 //! [`linux/cn_proc.h`](https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/cn_proc.h))
-//! from the job's first process on, and reads /proc when a process of the job executes a program
+//! from each job's first processes on, and reads /proc when a process of the job executes a program
 //! rather than when it is refused something.
 //!
 //! A process that lives shorter than it takes to read /proc is still known by number, user,
@@ -12,11 +12,12 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs::{self, File},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -30,9 +31,19 @@ use rustix::{
     },
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
-/// Processes that have ended and are still remembered.
-const REMEMBERED: usize = 4096;
+use crate::sys;
+
+/// Processes that have ended and are still remembered, of all jobs together. Each job has an equal
+/// share, so that one with many short-lived processes does not take the memory of the others.
+const REMEMBERED: usize = 16_384;
+
+/// Bytes of command lines of those, likewise.
+const REMEMBERED_TEXT: usize = 16 << 20;
+
+/// The least share of a job.
+const SHARE: usize = 64;
 
 /// Events that are taken in one go, so that a fork bomb does not keep the agent from all else.
 const MAX_EVENTS: usize = 4096;
@@ -52,15 +63,152 @@ pub struct Process {
     /// The program's file, if it could be read.
     pub exe: Option<PathBuf>,
     /// Its arguments, from its own name on; none when they could not be read.
-    pub arguments: Vec<String>,
+    pub arguments: Arc<[String]>,
 }
 
-/// The processes of a job.
+/// The processes of all jobs of this host. One table for all: the kernel tells each listener of
+/// every process of the host.
 pub struct Processes {
-    root: u32,
-    known: HashMap<u32, Process>,
-    ended: VecDeque<u32>,
+    jobs: HashMap<u64, Members>,
+    /// By process id, with the job that each belongs to.
+    known: HashMap<u32, (u64, Process)>,
+    last_job: u64,
     events: Option<Events>,
+}
+
+/// What the table keeps for one job.
+#[derive(Default)]
+struct Members {
+    roots: HashSet<u32>,
+    /// The oldest first, each with the bytes of its command line.
+    ended: VecDeque<(u32, usize)>,
+    ended_text: usize,
+}
+
+/// The part of a shared table that is one job's. What the table knows of the job is forgotten when
+/// this is dropped.
+pub struct JobProcesses {
+    table: Arc<Mutex<Processes>>,
+    job: u64,
+}
+
+impl JobProcesses {
+    /// A part of `table` for one more job, which has no processes yet.
+    #[must_use]
+    pub fn new(table: Arc<Mutex<Processes>>) -> Self {
+        let mut locked = lock(&table);
+        locked.last_job += 1;
+        let job = locked.last_job;
+        locked.jobs.insert(job, Members::default());
+        drop(locked);
+        Self { table, job }
+    }
+
+    /// The table of all jobs.
+    pub fn table(&self) -> MutexGuard<'_, Processes> {
+        lock(&self.table)
+    }
+
+    /// Says that a process is the job's, and so is what it will fork. `arguments` is what it was
+    /// asked to run, if that is known: it can be gone before anybody looks at it.
+    pub fn adopt(&self, pid: u32, arguments: Vec<String>) {
+        let process = read(pid).unwrap_or_else(|| Process {
+            pid,
+            ppid: std::process::id(),
+            arguments: arguments.into(),
+            ..Process::default()
+        });
+        let mut table = self.table();
+        // Its own fork may still be among what the kernel has told: that makes a new process of it.
+        table.catch_up();
+        if let Some(members) = table.jobs.get_mut(&self.job) {
+            members.roots.insert(pid);
+        }
+        table.insert(self.job, process);
+    }
+
+    /// What is known of a process of the job. `comm` is the command name that the kernel saw, which
+    /// can be that of one of its threads.
+    #[must_use]
+    pub fn find(&self, pid: u32, comm: &str) -> Process {
+        let mut table = self.table();
+        table.catch_up();
+        if table.get(self.job, pid).is_none()
+            && let Some(process) = read(pid)
+        {
+            table.insert(self.job, process);
+        }
+        let process = table.get(self.job, pid).cloned().unwrap_or(Process {
+            pid,
+            ..Process::default()
+        });
+        Process {
+            comm: comm.to_owned(),
+            ..process
+        }
+    }
+
+    /// The process's ancestors, its parent first, up to the outermost that was adopted.
+    #[must_use]
+    pub fn ancestors(&self, process: &Process) -> Vec<Process> {
+        let table = self.table();
+        let roots = table.jobs.get(&self.job).map(|members| &members.roots);
+        let is_root = |pid| roots.is_some_and(|roots| roots.contains(&pid));
+        let mut ancestors: Vec<Process> = Vec::new();
+        // How many there are up to the outermost root so far.
+        let mut kept = is_root(process.pid).then_some(0);
+        let mut ppid = process.ppid;
+        while ppid > 1 && ancestors.len() < MAX_ANCESTORS {
+            // Past a root only what is known to be the job's too.
+            let known = table.get(self.job, ppid).cloned();
+            let Some(parent) = known.or_else(|| kept.is_none().then(|| read(ppid)).flatten())
+            else {
+                break;
+            };
+            ppid = parent.ppid;
+            ancestors.push(parent);
+            if ancestors.last().is_some_and(|parent| is_root(parent.pid)) {
+                kept = Some(ancestors.len());
+            }
+        }
+        ancestors.truncate(kept.unwrap_or(ancestors.len()));
+        ancestors
+    }
+}
+
+impl Drop for JobProcesses {
+    fn drop(&mut self) {
+        let mut table = self.table();
+        table.jobs.remove(&self.job);
+        table.known.retain(|_, (job, _)| *job != self.job);
+    }
+}
+
+/// Waits for the kernel to tell of processes; `None` where it does not.
+///
+/// # Errors
+///
+/// What watching a descriptor can fail with.
+pub(crate) fn watch(table: &Mutex<Processes>) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    lock(table)
+        .events_fd()
+        .map(|fd| sys::watch(&fd))
+        .transpose()
+}
+
+/// Waits for a descriptor that may be missing: then for ever.
+pub(crate) async fn readable(
+    fd: Option<&AsyncFd<OwnedFd>>,
+) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    match fd {
+        Some(fd) => fd.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The table is whole between any two of its changes, whatever panicked in between.
+pub(crate) fn lock(table: &Mutex<Processes>) -> MutexGuard<'_, Processes> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Processes {
@@ -76,25 +224,16 @@ impl Processes {
                 );
             })
             .ok();
-        Self {
-            root: 0,
-            known: HashMap::new(),
-            ended: VecDeque::new(),
-            events,
-        }
+        Self::fed_by(events)
     }
 
-    /// Says which process is the job's first, and what it was asked to run: it can be gone before
-    /// anybody looks at it.
-    pub fn set_root(&mut self, pid: u32, arguments: Vec<String>) {
-        self.root = pid;
-        let process = read(pid).unwrap_or_else(|| Process {
-            pid,
-            ppid: std::process::id(),
-            arguments,
-            ..Process::default()
-        });
-        self.known.insert(pid, process);
+    fn fed_by(events: Option<Events>) -> Self {
+        Self {
+            jobs: HashMap::new(),
+            known: HashMap::new(),
+            last_job: 0,
+            events,
+        }
     }
 
     /// Takes in what has happened since the last call. Never blocks.
@@ -127,84 +266,83 @@ impl Processes {
         self.events.as_ref().map(|events| events.socket.as_fd())
     }
 
+    fn get(&self, job: u64, pid: u32) -> Option<&Process> {
+        let (owner, process) = self.known.get(&pid)?;
+        (*owner == job).then_some(process)
+    }
+
+    fn insert(&mut self, job: u64, process: Process) {
+        let pid = process.pid;
+        if let Some((before, _)) = self.known.insert(pid, (job, process))
+            && before != job
+        {
+            self.disown(before, pid);
+        }
+    }
+
+    /// Forgets that `pid` was a process of `job`.
+    fn disown(&mut self, job: u64, pid: u32) {
+        if let Some(members) = self.jobs.get_mut(&job) {
+            let Members {
+                ended, ended_text, ..
+            } = members;
+            ended.retain(|&(other, text)| {
+                let keep = other != pid;
+                *ended_text -= if keep { 0 } else { text };
+                keep
+            });
+            members.roots.remove(&pid);
+        }
+    }
+
     fn apply(&mut self, event: ProcessEvent) {
         match event {
             ProcessEvent::Fork { parent, child } => {
                 // The number may have been another process's.
-                self.known.remove(&child);
-                self.ended.retain(|&pid| pid != child);
-                if let Some(parent) = self.known.get(&parent) {
+                if let Some((job, _)) = self.known.remove(&child) {
+                    self.disown(job, child);
+                }
+                if let Some((job, parent)) = self.known.get(&parent) {
                     let process = Process {
                         pid: child,
                         ppid: parent.pid,
                         ..parent.clone()
                     };
-                    self.known.insert(child, process);
+                    self.insert(*job, process);
                 }
             }
             ProcessEvent::Exec { pid } => {
-                if let Some(before) = self.known.get(&pid) {
+                if let Some((job, before)) = self.known.get(&pid) {
                     // Gone already: what it was before it executed the program is not what it is.
-                    let ppid = before.ppid;
+                    let (job, ppid) = (*job, before.ppid);
                     let process = read_program(pid, ppid).unwrap_or_else(|| Process {
                         pid,
                         ppid,
                         ..Process::default()
                     });
-                    self.known.insert(pid, process);
+                    self.insert(job, process);
                 }
             }
             ProcessEvent::Exit { pid } => {
-                if self.known.contains_key(&pid) {
-                    self.ended.push_back(pid);
-                    if self.ended.len() > REMEMBERED
-                        && let Some(oldest) = self.ended.pop_front()
-                    {
-                        self.known.remove(&oldest);
-                    }
+                let Some((job, process)) = self.known.get(&pid) else {
+                    return;
+                };
+                let text = process.arguments.iter().map(String::len).sum();
+                let jobs = self.jobs.len().max(1);
+                let Some(members) = self.jobs.get_mut(job) else {
+                    return;
+                };
+                members.ended.push_back((pid, text));
+                members.ended_text += text;
+                while (members.ended.len() > (REMEMBERED / jobs).max(SHARE)
+                    || members.ended_text > REMEMBERED_TEXT / jobs)
+                    && let Some((oldest, text)) = members.ended.pop_front()
+                {
+                    members.ended_text -= text;
+                    self.known.remove(&oldest);
                 }
             }
         }
-    }
-
-    /// Reads a process from /proc into the table. If it is gone, the entry stays as it was.
-    fn read(&mut self, pid: u32) {
-        if let Some(process) = read(pid) {
-            self.known.insert(pid, process);
-        }
-    }
-
-    /// What is known of a process. `comm` is the command name that the kernel saw, which can be
-    /// that of one of its threads.
-    pub fn find(&mut self, pid: u32, comm: &str) -> Process {
-        self.catch_up();
-        if !self.known.contains_key(&pid) {
-            self.read(pid);
-        }
-        let process = self.known.get(&pid).cloned().unwrap_or(Process {
-            pid,
-            ..Process::default()
-        });
-        Process {
-            comm: comm.to_owned(),
-            ..process
-        }
-    }
-
-    /// The process's ancestors, its parent first, up to the job's first process.
-    #[must_use]
-    pub fn ancestors(&self, process: &Process) -> Vec<Process> {
-        let mut ancestors: Vec<Process> = Vec::new();
-        let mut pid = process.pid;
-        let mut ppid = process.ppid;
-        while pid != self.root && ppid > 1 && ancestors.len() < MAX_ANCESTORS {
-            let Some(parent) = self.known.get(&ppid).cloned().or_else(|| read(ppid)) else {
-                break;
-            };
-            (pid, ppid) = (parent.pid, parent.ppid);
-            ancestors.push(parent);
-        }
-        ancestors
     }
 }
 
@@ -239,13 +377,13 @@ fn read_program(pid: u32, ppid: u32) -> Option<Process> {
 }
 
 /// Splits a `cmdline` file, in which each argument ends in a zero byte.
-fn split(cmdline: &[u8]) -> Vec<String> {
+fn split(cmdline: &[u8]) -> Arc<[String]> {
     /// How much of a command line is kept, in bytes; a list of files can be megabytes.
     const LONGEST: usize = 64 << 10;
     let kept = &cmdline[..cmdline.len().min(LONGEST)];
     let kept = kept.strip_suffix(b"\0").unwrap_or(kept);
     if kept.is_empty() {
-        return Vec::new();
+        return Arc::default();
     }
     let text = |argument: &[u8]| String::from_utf8_lossy(argument).into_owned();
     kept.split(|&byte| byte == 0).map(text).collect()
@@ -459,6 +597,137 @@ mod tests {
             r"sh -c 'echo '\''a'\'' > b' ''"
         );
         assert_eq!(line(b"printf\0\x1b[31m\n\0"), "printf ' [31m '");
+    }
+
+    fn table() -> Arc<Mutex<Processes>> {
+        Arc::new(Mutex::new(Processes::fed_by(None)))
+    }
+
+    fn process(pid: u32, ppid: u32) -> Process {
+        Process {
+            pid,
+            ppid,
+            ..Process::default()
+        }
+    }
+
+    /// A process id that no process has.
+    const NOBODY: u32 = 1 << 30;
+
+    #[test]
+    fn processes_of_two_jobs_are_kept_apart() {
+        let table = table();
+        let [a, b] = [(), ()].map(|()| JobProcesses::new(Arc::clone(&table)));
+        a.adopt(NOBODY, vec!["a".to_owned()]);
+        b.adopt(NOBODY + 1, vec!["b".to_owned()]);
+        for parent in [NOBODY, NOBODY + 1] {
+            let child = parent + 10;
+            lock(&table).apply(ProcessEvent::Fork { parent, child });
+        }
+        assert_eq!(*a.find(NOBODY + 10, "x").arguments, ["a"]);
+        assert_eq!(*b.find(NOBODY + 11, "x").arguments, ["b"]);
+        assert!(a.find(NOBODY + 11, "x").arguments.is_empty());
+        drop(a);
+        assert!(b.find(NOBODY + 10, "x").arguments.is_empty());
+        assert_eq!(*b.find(NOBODY + 11, "x").arguments, ["b"]);
+        drop(b);
+        let table = lock(&table);
+        assert!(table.jobs.is_empty() && table.known.is_empty());
+    }
+
+    #[test]
+    fn ancestors_end_at_the_outermost_process_that_was_adopted() {
+        let table = table();
+        let job = JobProcesses::new(Arc::clone(&table));
+        // A runner that is not the job's, the worker that was moved with its child, and a
+        // grandchild that came later.
+        let [runner, worker, shell, client] = [NOBODY, NOBODY + 1, NOBODY + 2, NOBODY + 3];
+        {
+            let mut table = lock(&table);
+            table.insert(job.job, process(worker, runner));
+            table.insert(job.job, process(shell, worker));
+            let roots = &mut table.jobs.get_mut(&job.job).unwrap().roots;
+            roots.extend([shell, worker]);
+            table.apply(ProcessEvent::Fork {
+                parent: shell,
+                child: client,
+            });
+        }
+        let pids = |pid| {
+            let process = job.find(pid, "");
+            let ancestors = job.ancestors(&process);
+            ancestors
+                .iter()
+                .map(|process| process.pid)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pids(client), [shell, worker]);
+        assert_eq!(pids(shell), [worker]);
+        assert_eq!(pids(worker), [0; 0]);
+    }
+
+    #[test]
+    fn a_job_with_many_ended_processes_does_not_make_another_forget() {
+        let table = table();
+        let [quiet, noisy] = [(), ()].map(|()| JobProcesses::new(Arc::clone(&table)));
+        quiet.adopt(NOBODY, vec!["quiet".to_owned()]);
+        noisy.adopt(NOBODY + 1, vec!["noisy".to_owned()]);
+        lock(&table).apply(ProcessEvent::Exit { pid: NOBODY });
+        let children = NOBODY + 2..NOBODY + 2 + 2 * u32::try_from(REMEMBERED).unwrap();
+        for child in children.clone() {
+            let mut table = lock(&table);
+            table.apply(ProcessEvent::Fork {
+                parent: NOBODY + 1,
+                child,
+            });
+            table.apply(ProcessEvent::Exit { pid: child });
+        }
+        assert_eq!(*quiet.find(NOBODY, "").arguments, ["quiet"]);
+        assert_eq!(*noisy.find(children.end - 1, "").arguments, ["noisy"]);
+        assert!(noisy.find(children.start, "").arguments.is_empty());
+        assert!(lock(&table).known.len() <= REMEMBERED);
+
+        // Nor does one whose processes have long command lines.
+        for child in children.start..children.start + 1000 {
+            let mut table = lock(&table);
+            let job = noisy.job;
+            table.insert(
+                job,
+                Process {
+                    arguments: Arc::new([" ".repeat(64 << 10)]),
+                    ..process(child, NOBODY + 1)
+                },
+            );
+            table.apply(ProcessEvent::Exit { pid: child });
+        }
+        let table = lock(&table);
+        assert!(table.jobs[&noisy.job].ended_text <= REMEMBERED_TEXT / 2);
+        let kept = table
+            .known
+            .values()
+            .filter(|(_, process)| !process.arguments.is_empty());
+        let kept: usize = kept.map(|(_, process)| process.arguments[0].len()).sum();
+        assert!(kept <= REMEMBERED_TEXT / 2 + 100_000, "{kept} bytes");
+        drop(table);
+        assert_eq!(*quiet.find(NOBODY, "").arguments, ["quiet"]);
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_another_process() {
+        let table = table();
+        let [a, b] = [(), ()].map(|()| JobProcesses::new(Arc::clone(&table)));
+        a.adopt(NOBODY, vec!["a".to_owned()]);
+        b.adopt(NOBODY + 1, vec!["b".to_owned()]);
+        lock(&table).apply(ProcessEvent::Exit { pid: NOBODY });
+        lock(&table).apply(ProcessEvent::Fork {
+            parent: NOBODY + 1,
+            child: NOBODY,
+        });
+        assert!(a.find(NOBODY, "").arguments.is_empty());
+        assert_eq!(*b.find(NOBODY, "").arguments, ["b"]);
+        let locked = lock(&table);
+        let members = &locked.jobs[&a.job];
+        assert!(members.ended.is_empty() && members.roots.is_empty());
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub fn reap(mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let mut said = Vec::new();
     let agent_ended_it = io::stdin().read_to_end(&mut said).is_ok() && said == DONE;
     // Held to the end, so that no other reaper is started for this job.
-    let _lock = kernel::lock(Path::new(&pins));
+    let _lock = kernel::lock_pins(Path::new(&pins));
     let cgroup = Cgroup::open(PathBuf::from(cgroup));
     let done = agent_ended_it || until(|| cgroup.end().is_ok());
     // Whatever is left stays fenced; the next start of jobfence tries again.

@@ -8,28 +8,22 @@
 use std::{
     env,
     ffi::OsString,
-    fs, io,
-    net::{IpAddr, SocketAddr},
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    io,
+    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{Child, ExitStatus},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aya::maps::{MapData, RingBuf};
-use jobfence_abi::{self as abi, Client, JobState, proto};
-use jobfence_policy::{Job, Mode, Name, OnViolation};
+use jobfence_abi::{JobState, Reason};
+use jobfence_policy::{Job, Mode, OnViolation};
 use rustix::{
     mount::{MountFlags, mount},
     process::{Pid, PidfdFlags, geteuid, pidfd_open, setpriority_process},
 };
 use thiserror::Error;
 use tokio::{
-    io::unix::AsyncFd,
     sync::Notify,
     task::spawn_blocking,
     time::{MissedTickBehavior, interval},
@@ -39,7 +33,9 @@ use super::{
     Layers, State,
     cgroup::{Cgroup, CgroupError},
     launch::{self, LaunchError, Starting},
-    probe::{self, Findings, Means, ProbeError, Targets},
+    live::{HostNames, Live, Opener},
+    probe::{self, Findings, Held, Means, ProbeError, Targets},
+    process::{self, Processes},
     reaper::{self, Reaper},
     signals::Signals,
     user::Account,
@@ -47,14 +43,13 @@ use super::{
 use crate::{
     audit::{
         event::JobName,
+        ledger::Summary,
         log::{Log, LogError},
         mask::Mask,
-        recorder::{Recorder, Subject, Summary},
+        recorder::{Recorder, Subject},
     },
-    kernel::{self, Addresses, Clients, Connections, JobSpec, Kernel, KernelError, Names},
-    names::{
-        self, AddressSink, DnsEvent, EventSink, GrantError, NamesError, Resolver, Table, Transport,
-    },
+    kernel::{self, Events, EventsError, JobSpec, Kernel, KernelError, Slot},
+    names::{NamesError, Resolver, Table},
     sys,
 };
 
@@ -119,6 +114,9 @@ pub enum RunError {
     /// The kernel's part.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The ring buffer of attempts.
+    #[error(transparent)]
+    Events(#[from] EventsError),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -159,45 +157,63 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let id = job_id();
     let log = options.log.as_deref().map(Log::open).transpose()?;
     let policy = Arc::new(options.policy);
-    let addresses = Addresses::new(&policy.prefixes()?)?;
-    let names = Names::new(&policy.names()?)?;
     let table = Arc::new(Table::default());
     let mut kernel = Kernel::load()?;
+    let mut slot = kernel.tries().slot(SLOT)?;
+    let prefixes = policy.prefixes()?;
+    slot.set_names(&policy.names()?)?;
 
+    let processes = Arc::new(Mutex::new(Processes::new()));
     let recorder = Recorder::new(Subject {
         job: JobName {
             id: id.clone(),
             name: policy.name.clone(),
+            ..JobName::default()
         },
         state: State::assess(policy.mode, &options.account),
         policy: Arc::clone(&policy),
         table: Arc::clone(&table),
+        processes: Arc::clone(&processes),
         mask: Mask::new(environment()),
         log,
     });
-    let audit = Arc::new(Audit {
-        recorder: Mutex::new(recorder),
-        clients: kernel.take_clients(SLOT)?,
-        live: AtomicBool::new(false),
-        changed: Notify::new(),
-    });
-    let resolver = resolver(&policy, table, &addresses, &audit).await?;
+    let changed = Arc::new(Notify::new());
+    let live = Arc::new(Live::new(
+        recorder,
+        kernel.clients(SLOT),
+        Arc::clone(&changed),
+    ));
+    let opener = Opener::new(
+        Arc::clone(&policy),
+        Arc::clone(&table),
+        slot.addresses().clone(),
+    );
+    let opener = Arc::new(opener);
+    let host = HostNames::read().map_err(failed(
+        "read /etc/resolv.conf, which names the host's DNS servers",
+    ))?;
+    let resolver = Resolver::bind(host.config(&policy, &table, &opener, &live)).await?;
     let signals = Signals::new().map_err(failed("take signals"))?;
     let mut events = Events::new(&mut kernel)?;
 
     let targets = Targets::new(&id).map_err(failed("put up targets for the self-probe"))?;
+    let probed = targets.prefixes();
+    slot.addresses().set_all(&probed)?;
     let cgroup = Cgroup::make(&reaper::job_cgroup(&id))?;
     let mut spec = JobSpec {
         state: JobState::ENFORCE,
         resolver_v4: resolver.ports().v4,
         resolver_v6: resolver.ports().v6.unwrap_or(0),
-        addresses: Addresses::new(&targets.prefixes())?,
-        names,
+        rate: 0,
     };
     let fenced =
-        Fenced::start(&mut kernel, &cgroup, &id, &spec).inspect_err(|_| discard(&cgroup))?;
+        Fenced::start(&mut kernel, &cgroup, &id, &slot).inspect_err(|_| discard(&cgroup))?;
     let (account, command) = (&options.account, &options.command);
-    let proven = prove(account, command, &cgroup, targets, &kernel, &mut events).await;
+    let ready = begin_probe(&mut kernel, &fenced.fence, &resolver, &spec);
+    let proven = match ready {
+        Ok(()) => prove(account, command, &cgroup, targets, &kernel, &mut events).await,
+        Err(error) => Err(error.into()),
+    };
     let (starting, findings) = match proven {
         Ok(proven) => proven,
         Err(error) => {
@@ -207,15 +223,21 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     };
 
     // Everything so far was the probe's. From here on it is the job's.
-    spec.addresses = addresses;
     if policy.mode == Mode::Audit {
         spec.state = JobState::AUDIT;
     }
+    spec.rate = policy.limits.events;
     let layers = layers(&kernel, &findings, &options.account);
-    let replaced = kernel.replace(&fenced.fence, SLOT, &spec);
+    let replaced = slot
+        .addresses()
+        .remove_all(&probed)
+        .and_then(|()| slot.addresses().set_all(&prefixes))
+        .and_then(|()| kernel.write(&fenced.fence, &spec))
+        .and_then(|()| kernel.count_anew(SLOT));
     let begun = replaced.map_err(RunError::from).and_then(|()| {
-        audit.begin(layers);
-        let fault = audit.recorder().log_fault();
+        opener.open_hosts();
+        live.begin(layers)?;
+        let fault = live.recorder().log_fault();
         fault.map_or(Ok(()), |fault| Err(fault.into()))
     });
     if let Err(error) = begun {
@@ -230,10 +252,17 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
             let words = options.command.iter();
             let words = words.map(|word| word.to_string_lossy().into_owned());
             let words = words.collect();
-            audit.recorder().processes().set_root(child.id(), words);
-            let on_violation = policy.on_violation;
-            let watched = watch(child, &cgroup, &audit, &mut events, &signals, on_violation).await;
-            (watched.map(shell_status), None)
+            live.recorder().adopt(child.id(), words);
+            let mut watch = Watch {
+                cgroup: &cgroup,
+                live: &live,
+                changed: &changed,
+                processes: &processes,
+                events: &mut events,
+                signals: &signals,
+                on_violation: policy.on_violation,
+            };
+            (watch.until_exit(child).await.map(shell_status), None)
         }
         Err(error) => match error.shell_status() {
             Some(status) => (Ok(status), Some(error)),
@@ -247,23 +276,24 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     // Whatever happened, nothing of the job goes on without the fence.
     let ended = fenced.end(&cgroup);
     resolver.settle().await;
-    while events.drain(&audit) {}
+    while drain(&mut events, &live) {}
     let counted = kernel.counters(SLOT);
 
-    let mut recorder = audit.recorder();
-    let lost = counted.as_ref().map_or(0, |counters| counters.lost);
-    if lost > 0 {
-        recorder.loss(lost);
-    }
+    let mut recorder = live.recorder();
+    let noted = counted.as_ref().map_or(Ok(()), |counters| {
+        recorder.loss(Reason::AUDIT_LOSS, counters.lost)?;
+        recorder.loss(Reason::LIMIT, counters.limited)
+    });
     let failures = [
         status.as_ref().err().map(ToString::to_string),
         recorder.log_fault().map(|fault| fault.to_string()),
+        noted.err().map(|error| error.to_string()),
         ended.err().map(|error| error.to_string()),
         counted.err().map(|error| error.to_string()),
     ];
     let failure = failures.into_iter().flatten().next();
     Ok(Outcome {
-        summary: recorder.finish(failure.as_deref()),
+        summary: recorder.finish(failure.as_deref())?,
         status: status.unwrap_or(1),
         not_executed,
         failure,
@@ -292,7 +322,12 @@ async fn prove(
     .await;
     let probed = probed.map_err(|error| failed("wait for the self-probe")(error.into()))?;
     let (starting, outcomes) = probed.map_err(RunError::Launch)?;
-    match probe::judge(&outcomes, &events.take(), Means::find(kernel.has_lsm())) {
+    match probe::judge(
+        &outcomes,
+        Held::ByLaunch,
+        &events.take(),
+        Means::find(kernel.has_lsm()),
+    ) {
         Ok(findings) => Ok((starting, findings)),
         Err(error) => {
             starting.end().map_err(RunError::Launch)?;
@@ -328,35 +363,6 @@ fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Starts the job's resolver, with the host's settings.
-async fn resolver(
-    policy: &Arc<Job>,
-    table: Arc<Table>,
-    addresses: &Addresses,
-    audit: &Arc<Audit>,
-) -> Result<Resolver, RunError> {
-    let grants = Arc::new(Grants {
-        policy: Arc::clone(policy),
-        table: Arc::clone(&table),
-        addresses: addresses.clone(),
-    });
-    grant_hosts(policy, &table, &grants);
-    let resolv_conf = fs::read_to_string("/etc/resolv.conf").map_err(failed(
-        "read /etc/resolv.conf, which names the host's DNS servers",
-    ))?;
-    let host = rustix::system::uname();
-    let host_name = host.nodename().to_string_lossy();
-    let resolver = Resolver::bind(names::Config {
-        job: Arc::clone(policy),
-        resolv_conf: &resolv_conf,
-        host_name: &host_name,
-        table,
-        addresses: grants,
-        events: Arc::clone(audit) as Arc<dyn EventSink>,
-    });
-    Ok(resolver.await?)
-}
-
 /// What a fenced cgroup needs for as long as something is in it. When it is dropped without
 /// [`Fenced::end`], the reaper takes over: the fence stays until the cgroup is empty.
 struct Fenced {
@@ -370,9 +376,9 @@ impl Fenced {
         kernel: &mut Kernel,
         cgroup: &Cgroup,
         id: &str,
-        spec: &JobSpec,
+        slot: &Slot,
     ) -> Result<Self, RunError> {
-        let fence = kernel.fence(cgroup.path(), id, SLOT, spec)?;
+        let fence = kernel.fence(cgroup.path(), id, slot)?;
         match Reaper::start(cgroup, fence.pins()) {
             Ok(reaper) => Ok(Self { reaper, fence }),
             Err(error) => {
@@ -400,223 +406,89 @@ fn discard(cgroup: &Cgroup) {
     }
 }
 
-/// Waits for the job's first process, and does what the job needs meanwhile.
-async fn watch(
-    mut child: Child,
-    cgroup: &Cgroup,
-    audit: &Audit,
-    events: &mut Events,
-    signals: &Signals,
+/// Lets the process that proves the fence begin: its attempts are to be refused by the programs, and
+/// its questions to reach the resolver.
+fn begin_probe(
+    kernel: &mut Kernel,
+    fence: &kernel::Fence,
+    resolver: &Resolver,
+    spec: &JobSpec,
+) -> Result<(), KernelError> {
+    for socket in resolver.sockets() {
+        kernel.mark(fence, socket)?;
+    }
+    kernel.write(fence, spec)
+}
+
+/// What the agent looks after while the job's command runs.
+struct Watch<'a> {
+    cgroup: &'a Cgroup,
+    live: &'a Live,
+    changed: &'a Notify,
+    processes: &'a Mutex<Processes>,
+    events: &'a mut Events,
+    signals: &'a Signals,
     on_violation: OnViolation,
-) -> io::Result<ExitStatus> {
-    let pid = Pid::from_child(&child);
-    let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
-    let processes = process_events(audit)?;
-    let mut killed = false;
-    let mut rounds = interval(ROUND);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let mut round = false;
-        // In this order: a flood of attempts must keep neither signals, nor the job's end, nor the look
-        // after the log waiting.
-        tokio::select! {
-            biased;
-            come = signals.come() => {
-                come?;
-                signals.forward(pid)?;
+}
+
+impl Watch<'_> {
+    /// Waits for the job's first process, and does what the job needs meanwhile.
+    async fn until_exit(&mut self, mut child: Child) -> io::Result<ExitStatus> {
+        let pid = Pid::from_child(&child);
+        let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+        let processes = process::watch(self.processes)?;
+        let reported = self.events.watch().map_err(io::Error::other)?;
+        // Whether attempts were left when some were last taken.
+        let mut more = false;
+        let mut killed = false;
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let mut round = false;
+            // In this order: a flood of attempts must keep neither signals, nor the job's end, nor
+            // the look after the log waiting.
+            tokio::select! {
+                biased;
+                come = self.signals.come() => {
+                    come?;
+                    self.signals.forward(pid)?;
+                }
+                ready = exited.readable() => {
+                    ready?.retain_ready();
+                    return child.wait();
+                }
+                _ = rounds.tick() => {
+                    round = true;
+                    more = drain(self.events, self.live);
+                }
+                () = self.changed.notified() => {}
+                ready = process::readable(processes.as_ref()) => {
+                    ready?.clear_ready();
+                    process::lock(self.processes).catch_up();
+                }
+                ready = reported.readable() => {
+                    // Cleared first: what comes while draining is seen again.
+                    ready?.clear_ready();
+                    more = drain(self.events, self.live);
+                }
+                () = tokio::task::yield_now(), if more => {
+                    more = drain(self.events, self.live);
+                }
             }
-            ready = exited.readable() => {
-                ready?.retain_ready();
-                return child.wait();
-            }
-            _ = rounds.tick() => {
-                round = true;
-                events.drain(audit);
-            }
-            () = audit.changed.notified() => {}
-            ready = readable(processes.as_ref()) => {
-                ready?.clear_ready();
-                audit.recorder().processes().catch_up();
-            }
-            ready = events.readable.readable() => {
-                // Cleared first: what comes while draining is seen again.
-                ready?.clear_ready();
-                events.drain(audit);
-            }
-            () = tokio::task::yield_now(), if events.more => {
-                events.drain(audit);
+            let recorder = self.live.recorder();
+            let violated = self.on_violation == OnViolation::Kill && recorder.violations() > 0;
+            if !killed && (violated || round && recorder.log_fault().is_some()) {
+                killed = true;
+                self.cgroup.kill().map_err(io::Error::other)?;
             }
         }
-        let recorder = audit.recorder();
-        let violated = on_violation == OnViolation::Kill && recorder.violations() > 0;
-        if !killed && (violated || round && recorder.log_fault().is_some()) {
-            killed = true;
-            cgroup.kill().map_err(io::Error::other)?;
-        }
     }
 }
 
-/// Waits for a descriptor that may be missing: then for ever.
-async fn readable(
-    fd: Option<&AsyncFd<OwnedFd>>,
-) -> io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
-    match fd {
-        Some(fd) => fd.readable().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn process_events(audit: &Audit) -> io::Result<Option<AsyncFd<OwnedFd>>> {
-    let mut recorder = audit.recorder();
-    let Some(fd) = recorder.processes().events_fd() else {
-        return Ok(None);
-    };
-    Ok(Some(sys::watch(&fd)?))
-}
-
-/// The ring buffer of attempts.
-struct Events {
-    ring: RingBuf<MapData>,
-    readable: AsyncFd<OwnedFd>,
-    connections: Connections,
-    /// Whether some were left when it was last drained.
-    more: bool,
-}
-
-impl Events {
-    /// Attempts that are taken in one go.
-    const BATCH: usize = 256;
-
-    fn new(kernel: &mut Kernel) -> Result<Self, RunError> {
-        let ring = kernel.take_events()?;
-        let readable = sys::watch(&ring).map_err(failed("watch the ring buffer"))?;
-        Ok(Self {
-            ring,
-            readable,
-            connections: Connections::open().map_err(failed("open sock_diag"))?,
-            more: false,
-        })
-    }
-
-    /// Takes what was reported so far.
-    fn take(&mut self) -> Vec<abi::Event> {
-        let mut taken = Vec::new();
-        while let Some(item) = self.ring.next() {
-            taken.extend(abi::decode(&item).map(|(event, _)| event));
-        }
-        taken
-    }
-
-    /// Takes a batch of attempts, and says whether there may be more.
-    fn drain(&mut self, audit: &Audit) -> bool {
-        let mut recorder = audit.recorder();
-        for _ in 0..Self::BATCH {
-            let Some(item) = self.ring.next() else {
-                self.more = false;
-                return false;
-            };
-            let Some((event, name)) = abi::decode(&item) else {
-                tracing::error!(bytes = item.len(), "an event of the wrong size");
-                continue;
-            };
-            self.connections.end(&event);
-            recorder.kernel(&event, name.as_ref());
-        }
-        self.more = true;
-        true
-    }
-}
-
-/// Where the kernel's and the resolver's reports meet.
-struct Audit {
-    recorder: Mutex<Recorder>,
-    clients: Clients,
-    /// Whether the job has begun. Questions before that are the self-probe's.
-    live: AtomicBool,
-    changed: Notify,
-}
-
-impl Audit {
-    fn begin(&self, layers: Layers) {
-        self.recorder().started(layers);
-        self.live.store(true, Ordering::Release);
-    }
-
-    fn recorder(&self) -> MutexGuard<'_, Recorder> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Audit {
-    /// The process that asked, which the kernel noted before the question arrived.
-    fn client(&self, peer: SocketAddr, transport: Transport) -> Option<Client> {
-        let proto = match transport {
-            Transport::Udp => proto::UDP,
-            Transport::Tcp => proto::TCP,
-        };
-        self.clients.find(peer.port(), proto, peer.is_ipv6())
-    }
-}
-
-impl EventSink for Audit {
-    fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool {
-        self.client(peer, transport).is_some()
-    }
-
-    fn dns(&self, event: DnsEvent) {
-        if !self.live.load(Ordering::Acquire) {
-            return;
-        }
-        // A message that could not be read, from somebody else on this host.
-        let Some(client) = self.client(event.peer, event.transport) else {
-            return;
-        };
-        self.recorder().dns(&event, &client);
-        self.changed.notify_one();
-    }
-}
-
-/// Opens addresses to the job as its resolver learns them.
-struct Grants {
-    policy: Arc<Job>,
-    table: Arc<Table>,
-    addresses: Addresses,
-}
-
-impl AddressSink for Grants {
-    fn grant(&self, name: &Name, _chain: &[Name], addresses: &[IpAddr]) -> Result<(), GrantError> {
-        for &addr in addresses {
-            // The address may have been given for other names: all of them count.
-            let mut names = self.table.names_of(addr);
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-            let ranges = self.policy.grants(addr, &names).map_err(GrantError::new)?;
-            self.addresses.set(addr, &ranges).map_err(GrantError::new)?;
-        }
-        Ok(())
-    }
-}
-
-/// Grants what the host's own `/etc/hosts` says of allowed names: clients read that file
-/// themselves and ask no resolver.
-fn grant_hosts(policy: &Job, table: &Table, grants: &Grants) {
-    let Ok(text) = fs::read_to_string("/etc/hosts") else {
-        return;
-    };
-    for (name, addresses) in names::hosts(&text, policy) {
-        let granted = grants
-            .grant(&name, &[], &addresses)
-            .map_err(|error| error.to_string());
-        let noted = granted.and_then(|()| {
-            table
-                .insert(&name, &[], &addresses)
-                .map_err(|error| error.to_string())
-        });
-        if let Err(error) = noted {
-            tracing::warn!(%name, error, "the host's /etc/hosts has it, but it is not reachable");
-        }
-    }
+/// Takes a batch of attempts of the only job, and says whether there may be more.
+fn drain(events: &mut Events, live: &Live) -> bool {
+    let mut recorder = live.recorder();
+    events.drain(|event, name| recorder.kernel(event, name).is_ok())
 }
 
 /// A name for the job that no other on this host has had.

@@ -1,6 +1,6 @@
 //! The user that a job runs as.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{collections::HashSet, env, ffi::OsString, path::PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use thiserror::Error;
@@ -48,6 +48,17 @@ pub enum UserError {
         /// Why it failed.
         source: nix::Error,
     },
+}
+
+/// Those of `groups` whose members can act as root, by name.
+pub(crate) fn acting_as_root(groups: &HashSet<u32>) -> Vec<&'static str> {
+    LEFT_OUT
+        .into_iter()
+        .filter(|name| {
+            let group = Group::from_name(name).ok().flatten();
+            group.is_some_and(|group| groups.contains(&group.gid.as_raw()))
+        })
+        .collect()
 }
 
 /// Groups whose members can act as root, on the host or through a service that does: a job is in

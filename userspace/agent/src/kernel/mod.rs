@@ -1,8 +1,9 @@
 //! The programs in the kernel, and the maps that tell them about a job.
 //!
-//! [`Kernel::load`] loads the programs once. [`Kernel::fence`] attaches them to a job's cgroup
-//! and pins the links, in an order in which nothing is ever open: an attached program denies
-//! everything until its slot is written, and the slot is written last.
+//! [`Kernel::load`] loads the programs once, for any number of jobs. [`Tries::slot`] makes a place for
+//! a job in the maps. [`Kernel::fence`] attaches the programs to a job's cgroup and pins the links, in
+//! an order in which nothing is ever open: an attached program denies everything until it knows its
+//! slot, and the job in the slot may do nothing until [`Kernel::write`] says what.
 //!
 //! A pinned link holds after this process has died, until it is unpinned or its cgroup is
 //! removed (kernel: `bpf_cgroup_link_auto_detach`).
@@ -14,7 +15,7 @@ use std::{
     hash::BuildHasher as _,
     io,
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -24,7 +25,7 @@ use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
     maps::{
         Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, RingBuf,
-        cgroup_storage::CgroupStorageKey, lpm_trie::Key,
+        SkStorage, cgroup_storage::CgroupStorageKey, lpm_trie::Key,
     },
     pin::PinError,
     programs::{
@@ -36,10 +37,11 @@ use aya::{
 use ipnet::IpNet;
 use jobfence_abi::{
     Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_NAMES, MAX_RANGES,
-    NAME_KEY_LEN, NameKey, PortRange,
+    NAME_KEY_LEN, NameKey, PortRange, Socket,
 };
 use jobfence_policy::HostPattern;
 use thiserror::Error as ThisError;
+use zerocopy::FromZeros as _;
 
 #[expect(
     deprecated,
@@ -48,11 +50,13 @@ use thiserror::Error as ThisError;
 use aya::maps::CgroupStorage;
 
 mod destroy;
+mod events;
 mod pins;
 
 pub use destroy::Connections;
-use pins::Pins;
-pub use pins::{Abandoned, abandoned, is_bpffs, lock, unpin};
+pub use events::{Events, EventsError};
+pub use pins::{Abandoned, abandoned, is_bpffs, lock as lock_pins, unpin};
+use pins::{Keeper, Pins};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
 
@@ -77,6 +81,21 @@ const LSM: (&str, u32) = ("socket_create", 43);
 
 const GRANTS_BYTES: usize = size_of::<Grants>();
 const JOB_BYTES: usize = size_of::<Job>();
+const COUNTERS_BYTES: usize = size_of::<Counters>();
+const SOCKET_BYTES: usize = size_of::<Socket>();
+
+/// The maps that are pinned for a daemon: all there are.
+const MAPS: [&str; 9] = [
+    "SLOTS",
+    "JOBS",
+    "ADDRESSES",
+    "NAMES",
+    "COUNTERS",
+    "CLIENTS",
+    "EVENTS",
+    "SOCKETS",
+    "STREAMS",
+];
 
 /// A job's addresses as the kernel sees them: prefix to grants.
 type Trie = LpmTrie<MapData, [u8; 16], [u8; GRANTS_BYTES]>;
@@ -205,11 +224,19 @@ fn causes(error: &dyn Error) -> String {
 /// Where the bpf file system is, by custom.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// The loaded programs.
+/// The loaded programs, and the maps that tell them about jobs.
 pub struct Kernel {
     ebpf: Ebpf,
+    keeper: Keeper,
     /// Whether the program on `socket_create` is loaded.
     lsm: bool,
+    #[expect(deprecated, reason = "see the import")]
+    slots: CgroupStorage<MapData, u32>,
+    jobs: Array<MapData, [u8; JOB_BYTES]>,
+    counters: Array<MapData, [u8; COUNTERS_BYTES]>,
+    sockets: SkStorage<MapData, [u8; SOCKET_BYTES]>,
+    tries: Tries,
+    clients: Arc<Mutex<ClientMap>>,
 }
 
 /// Whether the kernel was started with BPF among its security modules, as securityfs tells it.
@@ -220,32 +247,60 @@ pub fn lsm_listed() -> bool {
     list.trim().split(',').any(|module| module == "bpf")
 }
 
-/// What the kernel has to know of a job.
+/// What the kernel has to know of a job beside what it may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobSpec {
-    /// Enforce or audit.
+    /// Closed, enforce or audit.
     pub state: JobState,
     /// Port of the job's resolver on `127.0.0.1`.
     pub resolver_v4: u16,
     /// Port of the job's resolver on `::1`; 0 for none.
     pub resolver_v6: u16,
-    /// What it may reach.
-    pub addresses: Addresses,
-    /// The names that its connections may be for.
-    pub names: Names,
+    /// Attempts a second that are recorded, see [`Job::rate`].
+    pub rate: u32,
+}
+
+impl JobSpec {
+    /// Nothing leaves.
+    pub const CLOSED: Self = Self {
+        state: JobState::CLOSED,
+        resolver_v4: 0,
+        resolver_v6: 0,
+        rate: 0,
+    };
 }
 
 impl Kernel {
-    /// Loads the programs and makes the maps.
+    /// Loads the programs and makes maps that go with this value and the fences that it makes.
     ///
     /// # Errors
     ///
     /// [`KernelError::Load`] and [`KernelError::Program`] when the kernel refuses.
     pub fn load() -> Result<Self, KernelError> {
+        Self::load_with(Keeper::Run, &mut EbpfLoader::new())
+    }
+
+    /// Loads the programs for maps that stay when this process is gone: those that are pinned
+    /// already, with the jobs that are in them, or new ones.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::load`], and [`KernelError::Pins`].
+    pub fn load_pinned() -> Result<Self, KernelError> {
+        let folder = pins::maps().map_err(|(path, source)| KernelError::Pins { path, source })?;
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, folder.join(name));
+        }
+        Self::load_with(Keeper::Agent, &mut loader)
+    }
+
+    fn load_with(keeper: Keeper, loader: &mut EbpfLoader<'_>) -> Result<Self, KernelError> {
         // One program, where it can be had, needs the number that the kernel's own type information
         // gives its hook. That is megabytes, so they are read while the kernel is busy verifying.
         let types = lsm_listed().then(|| thread::spawn(Btf::from_sys_fs));
         // The object touches no kernel structure, so nothing else needs them.
-        let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(Box::new)?;
+        let mut ebpf = loader.btf(None).load(OBJECT).map_err(Box::new)?;
         // Verifying takes most of the start, and the kernel verifies for several threads at once.
         thread::scope(|scope| {
             let threads: Vec<_> = ebpf
@@ -269,7 +324,20 @@ impl Kernel {
             Some(types) => load_lsm(&mut ebpf, types)?,
             None => false,
         };
-        Ok(Self { ebpf, lsm })
+        Ok(Self {
+            keeper,
+            lsm,
+            slots: take(&mut ebpf, "SLOTS")?,
+            jobs: take(&mut ebpf, "JOBS")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            sockets: take(&mut ebpf, "SOCKETS")?,
+            tries: Tries {
+                addresses: Arc::new(Mutex::new(take(&mut ebpf, "ADDRESSES")?)),
+                names: Arc::new(Mutex::new(take(&mut ebpf, "NAMES")?)),
+            },
+            clients: Arc::new(Mutex::new(take(&mut ebpf, "CLIENTS")?)),
+            ebpf,
+        })
     }
 
     /// The programs that a job is fenced with.
@@ -297,43 +365,43 @@ impl Kernel {
         take(&mut self.ebpf, "EVENTS")
     }
 
-    /// Who asks the resolver of the job in `slot`. Can be taken once.
-    ///
-    /// # Errors
-    ///
-    /// [`KernelError::Missing`] the second time.
-    pub fn take_clients(&mut self, slot: u32) -> Result<Clients, KernelError> {
-        let map = take(&mut self.ebpf, "CLIENTS")?;
-        Ok(Clients {
-            map: Arc::new(Mutex::new(map)),
+    /// Who asks the resolver of the job in `slot`.
+    #[must_use]
+    pub fn clients(&self, slot: u32) -> Clients {
+        Clients {
+            map: Arc::clone(&self.clients),
             slot,
-        })
+        }
+    }
+
+    /// What makes slots.
+    #[must_use]
+    pub fn tries(&self) -> Tries {
+        self.tries.clone()
     }
 
     /// Fences the cgroup at `cgroup` as the job `id` in `slot`, and pins the links.
     ///
-    /// When this returns, whatever is or will be in the cgroup is fenced by `spec`. When it
-    /// fails, what was attached is detached again; the caller has not put anything into the
-    /// cgroup yet.
+    /// When this returns, nothing of what is or will be in the cgroup may leave it, until
+    /// [`Kernel::write`] says otherwise. When it fails, what was attached is detached again; the
+    /// caller has not put anything into the cgroup yet.
     ///
     /// # Errors
     ///
     /// Every [`KernelError`] but [`KernelError::Load`] and [`KernelError::Program`].
-    pub fn fence(
-        &mut self,
-        cgroup: &Path,
-        id: &str,
-        slot: u32,
-        spec: &JobSpec,
-    ) -> Result<Fence, KernelError> {
+    pub fn fence(&mut self, cgroup: &Path, id: &str, slot: &Slot) -> Result<Fence, KernelError> {
         let folder = File::open(cgroup).map_err(|source| io_error(cgroup, source))?;
         let cgroup_id = folder
             .metadata()
             .map_err(|source| io_error(cgroup, source))?
             .ino();
-        let pins = Pins::make(id)?;
-        let fence = Fence { pins, cgroup_id };
-        match self.fill(&fence, &folder, cgroup, slot, spec) {
+        let pins = Pins::make(self.keeper, id)?;
+        let fence = Fence {
+            pins,
+            cgroup_id,
+            slot: slot.number,
+        };
+        match self.fill(&fence, &folder, cgroup) {
             Ok(()) => Ok(fence),
             Err(error) => {
                 if let Err(error) = fence.discard() {
@@ -344,14 +412,7 @@ impl Kernel {
         }
     }
 
-    fn fill(
-        &mut self,
-        fence: &Fence,
-        folder: &File,
-        cgroup: &Path,
-        slot: u32,
-        spec: &JobSpec,
-    ) -> Result<(), KernelError> {
+    fn fill(&mut self, fence: &Fence, folder: &File, cgroup: &Path) -> Result<(), KernelError> {
         for (name, _) in self.attached() {
             let link = self.attach(name, folder, cgroup)?;
             let path = fence.pins().join(name);
@@ -362,57 +423,109 @@ impl Kernel {
             })?;
         }
 
-        self.write(fence, slot, spec, 1)?;
-        let slots_of = self.attached();
-        #[expect(deprecated, reason = "see the import")]
-        let mut slots: CgroupStorage<&mut MapData, u32> = borrow(&mut self.ebpf, "SLOTS")?;
-        for (_, attach_type) in slots_of {
-            slots
-                .insert(CgroupStorageKey::new(fence.cgroup_id, attach_type), slot, 0)
+        self.count_anew(fence.slot)?;
+        self.put(
+            fence.slot,
+            &Job {
+                id: job_number(fence.cgroup_id),
+                key: RandomState::new().hash_one(fence.cgroup_id),
+                ..Job::new_zeroed()
+            },
+        )?;
+        for (_, attach_type) in self.attached() {
+            let key = CgroupStorageKey::new(fence.cgroup_id, attach_type);
+            self.slots
+                .insert(key, fence.slot, 0)
                 .map_err(map("SLOTS"))?;
         }
         Ok(())
     }
 
-    /// Gives the fenced job another specification than the one it was fenced with, and begins its
-    /// counters anew. Nothing may be running in the cgroup that could use both.
+    /// Takes up the fence of the job `id`, which a daemon before this one made.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Map`] and [`KernelError::Missing`].
-    pub fn replace(&mut self, fence: &Fence, slot: u32, spec: &JobSpec) -> Result<(), KernelError> {
-        self.write(fence, slot, spec, 2)
+    /// [`KernelError::Pins`] when its links are not pinned, or are another's to look after.
+    pub fn take_up(&self, id: &str, cgroup_id: u64, slot: u32) -> Result<Fence, KernelError> {
+        Ok(Fence {
+            pins: Pins::take_up(id)?,
+            cgroup_id,
+            slot,
+        })
     }
 
-    fn write(
-        &mut self,
-        fence: &Fence,
-        slot: u32,
-        spec: &JobSpec,
-        generation: u32,
-    ) -> Result<(), KernelError> {
-        let mut tries: ArrayOfMaps<&mut MapData, Trie> = borrow(&mut self.ebpf, "ADDRESSES")?;
-        tries
-            .set(slot, &spec.addresses.trie(), 0)
-            .map_err(map("ADDRESSES"))?;
+    /// Says what becomes of what the fenced job sends from now on. What was decided before is decided
+    /// anew.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn write(&mut self, fence: &Fence, spec: &JobSpec) -> Result<(), KernelError> {
+        let before = self.job(fence.slot)?;
+        self.put(
+            fence.slot,
+            &Job {
+                state: spec.state,
+                generation: before.generation.wrapping_add(1),
+                resolver_v4: spec.resolver_v4,
+                resolver_v6: spec.resolver_v6,
+                rate: spec.rate,
+                ..before
+            },
+        )
+    }
 
-        let mut tries: ArrayOfMaps<&mut MapData, NameTrie> = borrow(&mut self.ebpf, "NAMES")?;
-        tries.set(slot, &spec.names.trie, 0).map_err(map("NAMES"))?;
+    /// Lets the job's new resolver be asked in place of the one that it had; nothing else changes.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn redirect(&mut self, fence: &Fence, v4: u16, v6: u16) -> Result<(), KernelError> {
+        let before = self.job(fence.slot)?;
+        self.put(
+            fence.slot,
+            &Job {
+                resolver_v4: v4,
+                resolver_v6: v6,
+                ..before
+            },
+        )
+    }
 
-        let mut counters: Array<&mut MapData, [u8; 16]> = borrow(&mut self.ebpf, "COUNTERS")?;
-        counters.set(slot, [0; 16], 0).map_err(map("COUNTERS"))?;
+    /// Whether the job may do nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn is_closed(&self, fence: &Fence) -> Result<bool, KernelError> {
+        Ok(self.job(fence.slot)?.state == JobState::CLOSED)
+    }
 
-        let job = Job {
-            state: spec.state,
-            generation,
-            resolver_v4: spec.resolver_v4,
-            resolver_v6: spec.resolver_v6,
-            id: job_number(fence.cgroup_id),
-            key: RandomState::new().hash_one(fence.cgroup_id),
+    fn job(&self, slot: u32) -> Result<Job, KernelError> {
+        let bytes = self.jobs.get(&slot, 0).map_err(map("JOBS"))?;
+        Ok(zerocopy::transmute!(bytes))
+    }
+
+    fn put(&mut self, slot: u32, job: &Job) -> Result<(), KernelError> {
+        let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(*job);
+        self.jobs.set(slot, bytes, 0).map_err(map("JOBS"))
+    }
+
+    /// Gives `socket`, a listener of the agent's, the mark of the job, by which the programs know the
+    /// job's resolver. Connections that it accepts have it too.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn mark(&mut self, fence: &Fence, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let marked = Socket {
+            job: job_number(fence.cgroup_id),
+            ..Socket::NONE
         };
-        let mut jobs: Array<&mut MapData, [u8; JOB_BYTES]> = borrow(&mut self.ebpf, "JOBS")?;
-        let bytes: [u8; JOB_BYTES] = zerocopy::transmute!(job);
-        jobs.set(slot, bytes, 0).map_err(map("JOBS"))
+        let bytes: [u8; SOCKET_BYTES] = zerocopy::transmute!(marked);
+        self.sockets
+            .insert(&socket, bytes, 0)
+            .map_err(map("SOCKETS"))
     }
 
     fn attach(
@@ -473,15 +586,24 @@ impl Kernel {
         }
     }
 
-    /// What the programs counted for the job in `slot`.
+    /// What the programs have counted for the job in `slot`.
     ///
     /// # Errors
     ///
     /// [`KernelError::Map`].
-    pub fn counters(&mut self, slot: u32) -> Result<Counters, KernelError> {
-        let counters: Array<&mut MapData, [u8; 16]> = borrow(&mut self.ebpf, "COUNTERS")?;
-        let bytes = counters.get(&slot, 0).map_err(map("COUNTERS"))?;
+    pub fn counters(&self, slot: u32) -> Result<Counters, KernelError> {
+        let bytes = self.counters.get(&slot, 0).map_err(map("COUNTERS"))?;
         Ok(zerocopy::transmute!(bytes))
+    }
+
+    /// Sets what was counted for the job in `slot` to nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn count_anew(&mut self, slot: u32) -> Result<(), KernelError> {
+        let zeros = [0; COUNTERS_BYTES];
+        self.counters.set(slot, zeros, 0).map_err(map("COUNTERS"))
     }
 }
 
@@ -505,6 +627,7 @@ const NO_PREALLOC: u32 = 1;
 pub struct Fence {
     pins: Pins,
     cgroup_id: u64,
+    slot: u32,
 }
 
 impl Fence {
@@ -524,80 +647,93 @@ impl Fence {
     }
 }
 
-/// One job's addresses in the kernel.
+/// The tries of all jobs, by slot.
 #[derive(Clone)]
-pub struct Addresses {
-    trie: Arc<Mutex<Trie>>,
+pub struct Tries {
+    addresses: Arc<Mutex<ArrayOfMaps<MapData, Trie>>>,
+    names: Arc<Mutex<ArrayOfMaps<MapData, NameTrie>>>,
 }
 
-impl Addresses {
-    /// What a policy grants by address: prefixes for longest-prefix matching.
+impl Tries {
+    /// Makes the slot `number` ready for a job, which can reach nothing in it yet. What another job
+    /// had in it is gone.
+    ///
+    /// The kernel lets every program that might still use the maps before end (RCU), which takes
+    /// some milliseconds: better done before a job waits for it.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Ranges`], and [`KernelError::Map`] when there are too many prefixes or the
-    /// kernel makes no map.
-    pub fn new(prefixes: &[(IpNet, Vec<PortRange>)]) -> Result<Self, KernelError> {
-        let mut trie =
-            Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(|source| KernelError::Create {
-                map: "ADDRESSES",
-                source,
-            })?;
-        for (net, ranges) in prefixes {
-            let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
-            insert(&mut trie, *net, &grants)?;
-        }
-        Ok(Self {
-            trie: Arc::new(Mutex::new(trie)),
+    /// [`KernelError::Create`] and [`KernelError::Map`].
+    pub fn slot(&self, number: u32) -> Result<Slot, KernelError> {
+        let create = |map| move |source| KernelError::Create { map, source };
+        let addresses = Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(create("ADDRESSES"))?;
+        let names = NameTrie::create(MAX_NAMES, NO_PREALLOC).map_err(create("NAMES"))?;
+        // The two waits are one when they are at once.
+        thread::scope(|scope| {
+            let set = scope.spawn(|| lock(&self.names).set(number, &names, 0));
+            lock(&self.addresses)
+                .set(number, &addresses, 0)
+                .map_err(map("ADDRESSES"))?;
+            match set.join() {
+                Ok(set) => set.map_err(map("NAMES")),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        Ok(Slot {
+            number,
+            addresses: Addresses::of(addresses),
+            names,
         })
     }
 
-    /// Lets the job reach `ranges` at `addr`, in place of what it could reach there before.
+    /// The slot `number` with what is in it.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Ranges`], and [`KernelError::Map`] when the job's map is full.
-    pub fn set(&self, addr: IpAddr, ranges: &[PortRange]) -> Result<(), KernelError> {
-        let net = IpNet::from(addr);
-        let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
-        insert(&mut self.trie(), net, &grants)
+    /// [`KernelError::Map`], also when it was never made ready.
+    pub fn open(&self, number: u32) -> Result<Slot, KernelError> {
+        let addresses = lock(&self.addresses).get(&number, 0);
+        let names = lock(&self.names).get(&number, 0);
+        Ok(Slot {
+            number,
+            addresses: Addresses::of(addresses.map_err(map("ADDRESSES"))?),
+            names: names.map_err(map("NAMES"))?,
+        })
+    }
+}
+
+/// A place for one job in the kernel's maps, with what the job may reach.
+pub struct Slot {
+    number: u32,
+    addresses: Addresses,
+    names: NameTrie,
+}
+
+impl Slot {
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
-    fn trie(&self) -> MutexGuard<'_, Trie> {
-        self.trie.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The job's addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
-}
 
-fn insert(trie: &mut Trie, net: IpNet, grants: &Grants) -> Result<(), KernelError> {
-    let addr: [u8; 16] = zerocopy::transmute!(Addr::from(net.addr()));
-    // An IPv4 prefix lies behind the 96 bits of the mapped form.
-    let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
-    let key = Key::new(mapped + u32::from(net.prefix_len()), addr);
-    let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(*grants);
-    trie.insert(&key, value, 0).map_err(map("ADDRESSES"))
-}
-
-/// The names of one job in the kernel. They do not change while it runs.
-pub struct Names {
-    trie: NameTrie,
-}
-
-impl Names {
-    /// What a policy says of names: patterns for longest-prefix matching, from their end.
+    /// Sets what a policy says of names: patterns for longest-prefix matching, from their end.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Ranges`], [`KernelError::Names`], and [`KernelError::Map`] when the kernel
-    /// makes no map.
-    pub fn new(names: &[(&HostPattern, Vec<PortRange>)]) -> Result<Self, KernelError> {
+    /// [`KernelError::Ranges`], [`KernelError::Names`], and [`KernelError::Map`].
+    pub fn set_names(
+        &mut self,
+        names: &[(&HostPattern, Vec<PortRange>)],
+    ) -> Result<(), KernelError> {
         if names.len() > MAX_NAMES as usize {
             return Err(KernelError::Names(names.len()));
         }
-        let mut trie =
-            NameTrie::create(MAX_NAMES, NO_PREALLOC).map_err(|source| KernelError::Create {
-                map: "NAMES",
-                source,
-            })?;
         for (pattern, ranges) in names {
             let grants =
                 Grants::new(ranges).ok_or_else(|| KernelError::Ranges(pattern.to_string()))?;
@@ -608,11 +744,80 @@ impl Names {
                 NameKey::exact(base)
             };
             let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(grants);
-            trie.insert(&Key::new(key.bits, key.data), value, 0)
+            self.names
+                .insert(&Key::new(key.bits, key.data), value, 0)
                 .map_err(map("NAMES"))?;
         }
-        Ok(Self { trie })
+        Ok(())
     }
+}
+
+/// One job's addresses in the kernel.
+#[derive(Clone)]
+pub struct Addresses {
+    trie: Arc<Mutex<Trie>>,
+}
+
+impl Addresses {
+    fn of(trie: Trie) -> Self {
+        Self {
+            trie: Arc::new(Mutex::new(trie)),
+        }
+    }
+
+    /// Sets what a policy grants by address: prefixes for longest-prefix matching.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Ranges`], and [`KernelError::Map`] when there are too many prefixes.
+    pub fn set_all(&self, prefixes: &[(IpNet, Vec<PortRange>)]) -> Result<(), KernelError> {
+        let mut trie = lock(&self.trie);
+        for (net, ranges) in prefixes {
+            let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
+            let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(grants);
+            trie.insert(&key(*net), value, 0)
+                .map_err(map("ADDRESSES"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what was set for exactly these prefixes.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`], also for one that was not set.
+    pub fn remove_all(&self, prefixes: &[(IpNet, Vec<PortRange>)]) -> Result<(), KernelError> {
+        let mut trie = lock(&self.trie);
+        prefixes
+            .iter()
+            .try_for_each(|(net, _)| trie.remove(&key(*net)).map_err(map("ADDRESSES")))
+    }
+
+    /// Lets the job reach `ranges` at `addr`, in place of what it could reach there before.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Ranges`], and [`KernelError::Map`] when the job's map is full.
+    pub fn set(&self, addr: IpAddr, ranges: &[PortRange]) -> Result<(), KernelError> {
+        let net = IpNet::from(addr);
+        let grants = Grants::new(ranges).ok_or(KernelError::Ranges(net.to_string()))?;
+        let value: [u8; GRANTS_BYTES] = zerocopy::transmute!(grants);
+        lock(&self.trie)
+            .insert(&key(net), value, 0)
+            .map_err(map("ADDRESSES"))
+    }
+}
+
+/// The key of a prefix. An IPv4 prefix lies behind the 96 bits of the mapped form.
+fn key(net: IpNet) -> Key<[u8; 16]> {
+    let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+    let addr: [u8; 16] = zerocopy::transmute!(Addr::from(net.addr()));
+    Key::new(mapped + u32::from(net.prefix_len()), addr)
+}
+
+/// Map handles hold nothing that a panic elsewhere could leave half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// [`ClientKey`] to [`Client`].
@@ -637,8 +842,7 @@ impl Clients {
             family: if ipv6 { 6 } else { 4 },
         };
         let key: [u8; 8] = zerocopy::transmute!(key);
-        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = map.get(&key, 0).ok()?;
+        let bytes = lock(&self.map).get(&key, 0).ok()?;
         Some(zerocopy::transmute!(bytes))
     }
 }
@@ -689,15 +893,6 @@ fn io_error(path: &Path, source: io::Error) -> KernelError {
         path: path.to_owned(),
         source,
     }
-}
-
-/// Borrows a map as its type.
-fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, KernelError>
-where
-    M: TryFrom<&'a mut Map, Error = MapError>,
-{
-    let found = ebpf.map_mut(name).ok_or(KernelError::Missing(name))?;
-    M::try_from(found).map_err(map(name))
 }
 
 /// Takes a map out of the object.

@@ -1,4 +1,5 @@
-//! Where the links of jobs are pinned: a folder for each job on the bpf file system.
+//! Where the links of jobs are pinned: a folder for each job on the bpf file system, below one for
+//! each [`Keeper`].
 //!
 //! An agent holds a lock (flock(2)) on the folder of each of its jobs. The kernel drops it with
 //! the agent, however that ends, so a folder that can be locked is an abandoned one, whatever
@@ -16,6 +17,31 @@ use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::{BPFFS, KernelError};
 use crate::sys;
+
+/// Who looks after a job, and takes it up when whoever did so before is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// A `jobfence run`. When it is gone, its job is ended.
+    Run,
+    /// The daemon. When it is gone, its jobs wait for the next.
+    Agent,
+}
+
+impl Keeper {
+    fn folder(self) -> PathBuf {
+        root().join(match self {
+            Self::Run => "run",
+            Self::Agent => "agent",
+        })
+    }
+}
+
+/// The folder of everything that is pinned. Its name holds the version of what the programs and the
+/// agent say to each other: what another version has left is not this one's to use.
+fn root() -> PathBuf {
+    let version = format!("v{}", jobfence_abi::VERSION);
+    Path::new(BPFFS).join("jobfence").join(version)
+}
 
 /// The pinned links of one job. They stay pinned when this is dropped.
 pub(super) struct Pins {
@@ -44,21 +70,15 @@ pub fn is_bpffs() -> io::Result<bool> {
     Ok(u64::try_from(found.f_type).ok() == Some(MAGIC))
 }
 
-/// The folder above the jobs' folders.
-fn root() -> PathBuf {
-    let version = format!("v{}", jobfence_abi::VERSION);
-    Path::new(BPFFS).join("jobfence").join(version)
-}
-
 impl Pins {
     /// Makes the folder of the job `id`.
-    pub(super) fn make(id: &str) -> Result<Self, KernelError> {
-        let folder = root().join(id);
+    pub(super) fn make(keeper: Keeper, id: &str) -> Result<Self, KernelError> {
+        let folder = keeper.folder().join(id);
         let failed = |source| KernelError::Pins {
             path: folder.clone(),
             source,
         };
-        let _above = lock_root().map_err(failed)?;
+        let _above = lock_above(keeper).map_err(failed)?;
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&folder)
@@ -71,6 +91,38 @@ impl Pins {
             _lock: lock,
         })
     }
+}
+
+impl Pins {
+    /// The folder of the daemon's job `id`, whose daemon is gone.
+    pub(super) fn take_up(id: &str) -> Result<Self, KernelError> {
+        let folder = Keeper::Agent.folder().join(id);
+        let locked = File::open(&folder).and_then(|lock| {
+            flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(lock)
+        });
+        match locked {
+            Ok(lock) => Ok(Self {
+                folder,
+                _lock: lock,
+            }),
+            Err(source) => Err(KernelError::Pins {
+                path: folder,
+                source,
+            }),
+        }
+    }
+}
+
+/// The folder for maps that outlive their agent, made if it is not there.
+pub(super) fn maps() -> Result<PathBuf, (PathBuf, io::Error)> {
+    let folder = root().join("maps");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map(|()| folder.clone())
+        .map_err(|error| (folder, error))
 }
 
 /// Removes what is pinned in `folder` as far as it fences nothing any more, and says whether all of
@@ -108,16 +160,16 @@ pub(super) fn discard(folder: &Path) -> io::Result<()> {
     fs::remove_dir_all(folder)
 }
 
-/// The jobs whose agents are gone. Each is this process's to end for as long as it holds what it
-/// got here.
+/// The jobs of `jobfence run` that nobody looks after any more. Each is this process's to end for as
+/// long as it holds what it got here.
 ///
 /// # Errors
 ///
 /// What the file system says.
 pub fn abandoned() -> io::Result<Vec<Abandoned>> {
-    let _above = lock_root()?;
+    let _above = lock_above(Keeper::Run)?;
     let mut found = Vec::new();
-    for entry in fs::read_dir(root())? {
+    for entry in fs::read_dir(Keeper::Run.folder())? {
         let entry = entry?;
         let lock = File::open(entry.path())?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -142,13 +194,13 @@ pub fn lock(folder: &Path) -> io::Result<File> {
     Ok(lock)
 }
 
-fn lock_root() -> io::Result<File> {
-    let root = root();
+fn lock_above(keeper: Keeper) -> io::Result<File> {
+    let folder = keeper.folder();
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&root)?;
-    let lock = File::open(root)?;
+        .create(&folder)?;
+    let lock = File::open(folder)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     Ok(lock)
 }

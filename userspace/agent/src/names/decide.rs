@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use super::allowance::{Allowance, Exceeded};
 use super::answer::{self, Class, classify, furthest_class};
 use super::message::{self, ExtendedError, Question, Reply, Unreadable};
+use super::ready::Ready;
 use super::table::Table;
 use super::upstream::{Found, Upstream};
 use super::{AddressSink, DnsEvent, EventSink, GrantError, Transport, Verdict};
@@ -39,6 +40,7 @@ pub(super) struct Decider {
     pub(super) table: Arc<Table>,
     pub(super) addresses: Arc<dyn AddressSink>,
     pub(super) events: Arc<dyn EventSink>,
+    pub(super) ready: Ready,
     pub(super) waiting: Semaphore,
 }
 
@@ -139,10 +141,22 @@ impl Decider {
             Unreadable::Ignore => None,
             Unreadable::Answer(metadata, code) => {
                 let finding = Finding::deny(Reason::MALFORMED, None);
-                self.report(finding, peer, transport, String::new(), String::new(), code);
-                Some(message::encode_error(&metadata, code))
+                let event =
+                    self.event(finding, peer, transport, String::new(), String::new(), code);
+                let noted = self.events.dns(event);
+                noted.ok().map(|()| message::encode_error(&metadata, code))
             }
         })
+    }
+
+    /// The answer to a datagram that asks what was just answered, noted as every other.
+    pub(super) fn answer_again(&self, bytes: &[u8], peer: SocketAddr) -> Option<Vec<u8>> {
+        let (reply, event) = self.ready.find(bytes)?;
+        if !self.events.is_ready() || !self.events.is_from_job(peer, Transport::Udp) {
+            return None;
+        }
+        let noted = self.events.dns(DnsEvent { peer, ..event });
+        noted.ok().map(|()| reply)
     }
 
     /// Answers a question. The addresses in the answer are usable when it is returned.
@@ -154,7 +168,12 @@ impl Decider {
     ) -> Vec<u8> {
         let shown = message::text(question.name());
         let is_local = message::host_name(&shown).is_some_and(|name| is_localhost(&name));
-        let Outcome { reply, finding } = if is_local || self.events.is_from_job(peer, transport) {
+        let Outcome { mut reply, finding } = if !self.events.is_ready() {
+            Outcome {
+                reply: unnoted(),
+                finding: None,
+            }
+        } else if is_local || self.events.is_from_job(peer, transport) {
             self.decide(&question, &shown).await
         } else {
             Outcome {
@@ -162,18 +181,32 @@ impl Decider {
                 finding: None,
             }
         };
+        let mut again = None;
         if let Some(finding) = finding {
             let kind = message::kind_word(question.kind());
-            self.report(finding, peer, transport, shown, kind, reply.code);
+            let event = self.event(finding, peer, transport, shown, kind, reply.code);
+            // An answer with addresses holds for as long as the first of its records.
+            let ttl = reply.answers.iter().map(|record| record.ttl).min();
+            if transport == Transport::Udp && event.reason.is_allowed() {
+                again = ttl.map(|ttl| (event.clone(), ttl));
+            }
+            if self.events.dns(event).is_err() {
+                reply = unnoted();
+                again = None;
+            }
         }
         let limit = match transport {
             Transport::Udp => question.udp_limit(),
             Transport::Tcp => usize::from(u16::MAX),
         };
-        message::encode(&question, reply, limit)
+        let bytes = message::encode(&question, reply, limit);
+        if let Some((event, ttl)) = again {
+            self.ready.keep(question.bytes(), &bytes, event, ttl);
+        }
+        bytes
     }
 
-    fn report(
+    fn event(
         &self,
         finding: Finding,
         peer: SocketAddr,
@@ -181,8 +214,8 @@ impl Decider {
         qname: String,
         qtype: String,
         code: ResponseCode,
-    ) {
-        self.events.dns(DnsEvent {
+    ) -> DnsEvent {
+        DnsEvent {
             peer,
             transport,
             qname,
@@ -194,7 +227,7 @@ impl Decider {
             rule: finding.rule,
             chain: finding.chain,
             addresses: finding.addresses,
-        });
+        }
     }
 
     fn audits(&self) -> bool {
@@ -543,6 +576,12 @@ fn too_much(exceeded: Exceeded, rule: Option<&Rule>) -> Outcome {
             ..Finding::deny(Reason::LIMIT, rule)
         }),
     }
+}
+
+/// The answer while nothing can be noted.
+fn unnoted() -> Reply {
+    let text = "jobfence: the job's log cannot be written".to_owned();
+    Reply::empty(ResponseCode::ServFail).because(ExtendedError::Other, text)
 }
 
 fn failure(finding: Finding, error: ExtendedError, text: String) -> Outcome {

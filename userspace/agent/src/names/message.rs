@@ -31,6 +31,7 @@ pub(super) struct Question {
     metadata: Metadata,
     query: Query,
     edns: Option<Edns>,
+    bytes: Box<[u8]>,
 }
 
 /// What a message that is no question deserves.
@@ -68,6 +69,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Question, Unreadable> {
         metadata: header.metadata,
         query,
         edns: message.edns,
+        bytes: bytes.into(),
     })
 }
 
@@ -75,6 +77,11 @@ impl Question {
     /// The name, in the case in which it was asked.
     pub(super) fn name(&self) -> &WireName {
         self.query.name()
+    }
+
+    /// The message that it came in.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The record type that is asked for.

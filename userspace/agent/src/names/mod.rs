@@ -19,7 +19,7 @@
 //! In audit mode refused names are resolved too. Types other than A and AAAA are not.
 //!
 //! `decide.rs` holds the order of the checks, `answer.rs` what an answer may hold, `allowance.rs`
-//! how much the job may say in names.
+//! how much the job may say in names, `ready.rs` what is answered again without all that.
 
 mod allowance;
 mod answer;
@@ -28,6 +28,7 @@ mod decide;
 mod fuzz;
 mod hosts;
 mod message;
+mod ready;
 mod server;
 mod table;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use jobfence_abi::Reason;
@@ -47,6 +49,7 @@ use tokio::task::JoinSet;
 use self::allowance::Allowance;
 use self::decide::{Decider, OwnNames};
 pub use self::hosts::hosts;
+use self::ready::Ready;
 use self::server::Pair;
 pub use self::table::{Full, Table};
 use self::upstream::Upstream;
@@ -55,6 +58,8 @@ use self::upstream::Upstream;
 pub struct Config<'a> {
     /// The job that it answers.
     pub job: Arc<Job>,
+    /// Where it listens if it can: where the job's resolver did before this one.
+    pub ports: Option<Ports>,
     /// The text of the host's resolv.conf(5).
     pub resolv_conf: &'a str,
     /// The host's own name, short or fully qualified. A job asks for it without meaning to.
@@ -70,6 +75,7 @@ pub struct Config<'a> {
 /// The resolver of one job. It answers until it is dropped.
 pub struct Resolver {
     ports: Ports,
+    pairs: Vec<Pair>,
     decider: Arc<Decider>,
     _tasks: JoinSet<()>,
 }
@@ -96,28 +102,34 @@ impl Resolver {
 
     async fn bind_with(config: Config<'_>, upstream: Upstream) -> Result<Self, NamesError> {
         let bind_error = |address| move |source| NamesError::Bind { address, source };
-        let v4 = Pair::v4().await.map_err(bind_error("127.0.0.1"))?;
-        let v6 = Pair::v6().await.map_err(bind_error("::1"))?;
+        let (wanted_v4, wanted_v6) = config
+            .ports
+            .map_or((0, 0), |ports| (ports.v4, ports.v6.unwrap_or(0)));
+        let v4 = Pair::v4(wanted_v4).await.map_err(bind_error("127.0.0.1"))?;
+        let v6 = Pair::v6(wanted_v6).await.map_err(bind_error("::1"))?;
         let ports = Ports {
             v4: v4.port,
             v6: v6.as_ref().map(|pair| pair.port),
         };
         let decider = Arc::new(Decider {
+            allowance: Allowance::new(&config.job.limits),
             job: config.job,
             own_names: OwnNames::new(config.host_name, upstream.search()),
             upstream,
-            allowance: Allowance::default(),
             table: config.table,
             addresses: config.addresses,
             events: config.events,
+            ready: Ready::default(),
             waiting: Decider::waiting_room(),
         });
         let mut tasks = JoinSet::new();
-        for pair in [Some(v4), v6].into_iter().flatten() {
+        let pairs: Vec<_> = [Some(v4), v6].into_iter().flatten().collect();
+        for pair in &pairs {
             pair.serve(&decider, &mut tasks);
         }
         Ok(Self {
             ports,
+            pairs,
             decider,
             _tasks: tasks,
         })
@@ -127,6 +139,11 @@ impl Resolver {
     #[must_use]
     pub fn ports(&self) -> Ports {
         self.ports
+    }
+
+    /// The sockets that questions arrive at.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.pairs.iter().flat_map(Pair::sockets)
     }
 
     /// Waits until every question that has arrived is answered, and so noted: for the end of a
@@ -188,9 +205,20 @@ pub trait EventSink: Send + Sync {
     /// port; others are refused, and leave no event.
     fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool;
 
+    /// Whether what happens can be noted. While it cannot, nobody is asked anything.
+    fn is_ready(&self) -> bool;
+
     /// Notes one question and its answer.
-    fn dns(&self, event: DnsEvent);
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be noted now. The job is told SERVFAIL; it is noted as soon as it can be.
+    fn dns(&self, event: DnsEvent) -> Result<(), Unnoted>;
 }
+
+/// Something is not in the record yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unnoted;
 
 /// One question of the job, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,20 +35,20 @@ const BIND_TRIES: usize = 64;
 /// A port of one address, for UDP and TCP.
 pub(super) struct Pair {
     pub(super) port: u16,
-    pub(super) udp: UdpSocket,
-    pub(super) tcp: TcpListener,
+    pub(super) udp: Arc<UdpSocket>,
+    pub(super) tcp: Arc<TcpListener>,
 }
 
 impl Pair {
-    /// Takes a port of `127.0.0.1`.
-    pub(super) async fn v4() -> io::Result<Self> {
-        Self::bind(Ipv4Addr::LOCALHOST.into()).await
+    /// Takes a port of `127.0.0.1`: `wanted` if it is free, and not 0, else any.
+    pub(super) async fn v4(wanted: u16) -> io::Result<Self> {
+        Self::bind(Ipv4Addr::LOCALHOST.into(), wanted).await
     }
 
-    /// Takes a port of `::1`; `None` on a host without IPv6.
-    pub(super) async fn v6() -> io::Result<Option<Self>> {
+    /// Takes a port of `::1`, as [`Pair::v4`] does; `None` on a host without IPv6.
+    pub(super) async fn v6(wanted: u16) -> io::Result<Option<Self>> {
         let without = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-        match Self::bind(Ipv6Addr::LOCALHOST.into()).await {
+        match Self::bind(Ipv6Addr::LOCALHOST.into(), wanted).await {
             Ok(pair) => Ok(Some(pair)),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrNotAvailable
@@ -59,23 +60,37 @@ impl Pair {
         }
     }
 
-    async fn bind(ip: IpAddr) -> io::Result<Self> {
-        for _ in 0..BIND_TRIES {
-            let tcp = TcpListener::bind((ip, 0)).await?;
-            let port = tcp.local_addr()?.port();
-            match UdpSocket::bind((ip, port)).await {
-                Ok(udp) => return Ok(Self { port, udp, tcp }),
+    async fn bind(ip: IpAddr, wanted: u16) -> io::Result<Self> {
+        let any = std::iter::repeat_n(0, BIND_TRIES);
+        for port in std::iter::once(wanted).chain(any) {
+            match Self::try_bind(ip, port).await {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error),
+                bound => return bound,
             }
         }
         Err(io::ErrorKind::AddrInUse.into())
     }
 
+    async fn try_bind(ip: IpAddr, port: u16) -> io::Result<Self> {
+        let tcp = TcpListener::bind((ip, port)).await?;
+        let port = tcp.local_addr()?.port();
+        let udp = UdpSocket::bind((ip, port)).await?;
+        Ok(Self {
+            port,
+            udp: Arc::new(udp),
+            tcp: Arc::new(tcp),
+        })
+    }
+
+    /// Its sockets.
+    pub(super) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.udp.as_fd(), self.tcp.as_fd()]
+    }
+
     /// Answers questions until `tasks` is dropped.
-    pub(super) fn serve(self, decider: &Arc<Decider>, tasks: &mut JoinSet<()>) {
-        tasks.spawn(serve_udp(Arc::new(self.udp), Arc::clone(decider)));
-        tasks.spawn(serve_tcp(self.tcp, Arc::clone(decider)));
+    pub(super) fn serve(&self, decider: &Arc<Decider>, tasks: &mut JoinSet<()>) {
+        tasks.spawn(serve_udp(Arc::clone(&self.udp), Arc::clone(decider)));
+        tasks.spawn(serve_tcp(Arc::clone(&self.tcp), Arc::clone(decider)));
     }
 }
 
@@ -117,6 +132,10 @@ async fn serve_udp(socket: Arc<UdpSocket>, decider: Arc<Decider>) {
             }
         };
         while waiting.try_join_next().is_some() {}
+        if let Some(reply) = decider.answer_again(&buffer[..length], peer) {
+            send(&socket, &reply, peer).await;
+            continue;
+        }
         let question = match decider.read(&buffer[..length], peer, Transport::Udp) {
             Ok(question) => question,
             Err(reply) => {
@@ -148,7 +167,7 @@ async fn send(socket: &UdpSocket, reply: &[u8], peer: SocketAddr) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, decider: Arc<Decider>) {
+async fn serve_tcp(listener: Arc<TcpListener>, decider: Arc<Decider>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     // Fails only when somebody closes the semaphore, which nobody does.

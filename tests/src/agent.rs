@@ -1,0 +1,286 @@
+//! The daemon on the job side of a private internet, and shells that become its jobs.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{Internet, Output, binary, run, slowness};
+
+/// How long anything that is asked of the daemon may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A `jobfence agent`, with a bpf file system, a socket and folders of its own.
+pub struct Agent<'a> {
+    internet: &'a Internet,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl<'a> Agent<'a> {
+    /// Starts a daemon with what `config` says beside where its files are.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn start(internet: &'a Internet, config: &str) -> Result<Self> {
+        let folder = internet.dir().join("agent");
+        fs::create_dir(&folder).context("cannot make the daemon's folder")?;
+        let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        let (socket, state, logs) = (path("agent.sock"), path("state"), path("logs"));
+        let config = format!("socket: {socket}\nstate: {state}\nlogs: {logs}\n{config}");
+        fs::write(folder.join("agent.yml"), config).context("cannot write agent.yml")?;
+        // Pinned maps of other daemons are in theirs.
+        let mut mount = internet.command("mount");
+        mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]);
+        let mounted = run(&mut mount, DEADLINE)?;
+        ensure!(mounted.status.success(), "no bpf file system: {mounted:?}");
+        let mut agent = Self {
+            internet,
+            folder,
+            child: None,
+        };
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Starts the daemon again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it is not ready in time; with what it said.
+    pub fn restart(&mut self) -> Result<()> {
+        let notify = self.folder.join("notify.sock");
+        if let Err(error) = fs::remove_file(&notify) {
+            ensure!(error.kind() == std::io::ErrorKind::NotFound, "{error}");
+        }
+        let socket = UnixDatagram::bind(&notify).context("cannot bind the notify socket")?;
+        socket.set_read_timeout(Some(DEADLINE * slowness()))?;
+        let said = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("agent.log"))?;
+        let mut command = self.internet.command(&binary()?.to_string_lossy());
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(self.folder.join("agent.yml"))
+            .env("NOTIFY_SOCKET", &notify)
+            .env("JOBFENCE_LOG", "info")
+            .stdout(said.try_clone()?)
+            .stderr(said);
+        self.child = Some(command.spawn().context("cannot start the daemon")?);
+        let mut state = [0; 256];
+        let heard = socket
+            .recv(&mut state)
+            .map(|length| &state[..length] == b"READY=1");
+        match heard {
+            Ok(true) => Ok(()),
+            heard => bail!("the daemon is not ready: {heard:?}\n{}", self.said()),
+        }
+    }
+
+    /// Kills the daemon, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("no daemon")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("no daemon")?.id())
+    }
+
+    /// What it has said so far.
+    #[must_use]
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
+    }
+
+    /// Its folder, with `logs` and `state`.
+    #[must_use]
+    pub fn folder(&self) -> &PathBuf {
+        &self.folder
+    }
+
+    /// A `jobfence job` command.
+    ///
+    /// # Errors
+    /// When there is no jobfence binary.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.internet.command(&binary()?.to_string_lossy());
+        command
+            .arg("job")
+            .arg("--socket")
+            .arg(self.folder.join("agent.sock"))
+            .args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `jobfence job` as root to its end.
+    ///
+    /// # Errors
+    /// When it hangs.
+    pub fn job(&self, arguments: &[&str]) -> Result<Output> {
+        run(&mut self.command(arguments)?, DEADLINE)
+    }
+
+    /// Makes a job of `shell` with the policy `policy`, a YAML text, and returns its id.
+    ///
+    /// # Errors
+    /// When the daemon refuses.
+    pub fn fence(&self, shell: &Shell, name: &str, policy: &str) -> Result<String> {
+        let folder = self.internet.dir().file_name().context("a folder")?;
+        let id = format!("{}-{name}", folder.to_string_lossy());
+        let file = self.folder.join(format!("{name}.yml"));
+        fs::write(&file, policy)?;
+        let pid = shell.pid().to_string();
+        let file = file.to_string_lossy();
+        let started = self.job(&["start", "--id", &id, "--pid", &pid, "--policy", &file])?;
+        ensure!(started.status.success(), "{started:?}\n{}", self.said());
+        Ok(id)
+    }
+
+    /// Ends the job `id`, and returns the exit code and what it printed.
+    ///
+    /// # Errors
+    /// When it hangs.
+    pub fn finish(&self, id: &str) -> Result<(Option<i32>, Output)> {
+        let output = self.job(&["finish", id])?;
+        Ok((output.status.code(), output))
+    }
+
+    /// The log of the job `id`.
+    ///
+    /// # Errors
+    /// When it is not one JSON object a line.
+    pub fn log(&self, id: &str) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.log_path(id)).context("cannot read the log")?;
+        let events: Result<_, _> = text.lines().map(serde_json::from_str).collect();
+        events.with_context(|| format!("not JSON lines: {text}"))
+    }
+
+    /// Where the log of the job `id` is.
+    #[must_use]
+    pub fn log_path(&self, id: &str) -> PathBuf {
+        self.folder.join("logs").join(format!("{id}.jsonl"))
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let ended = child.kill().and_then(|()| child.wait());
+            if !std::thread::panicking() {
+                ended.expect("the daemon can be killed");
+            }
+        }
+    }
+}
+
+/// A shell on the job side that runs what it is told, as CI runners do.
+pub struct Shell {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    /// Starts a shell as the user `nobody`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn new(internet: &Internet) -> Result<Self> {
+        let mut command = internet.command("setpriv");
+        let ids = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        let mut child = command
+            .args(ids)
+            .args(["sh"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a shell")?;
+        let stdin = child.stdin.take().context("no stdin")?;
+        let stdout = BufReader::new(child.stdout.take().context("no stdout")?);
+        let mut shell = Self {
+            child,
+            stdin,
+            stdout,
+        };
+        // It is what it will be when it answers, and not nsenter any more.
+        shell.run("true")?;
+        Ok(shell)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it run `command`; returns the exit status and what it printed.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn run(&mut self, command: &str) -> Result<(i32, String)> {
+        self.begin(command)?;
+        self.end()
+    }
+
+    /// Tells it to run `command`.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn begin(&mut self, command: &str) -> Result<()> {
+        writeln!(
+            self.stdin,
+            "{{ {command}\n}} </dev/null 2>&1; echo \"$? =end=\""
+        )?;
+        Ok(())
+    }
+
+    /// Waits until it has run what it was told last.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn end(&mut self) -> Result<(i32, String)> {
+        let mut printed = String::new();
+        loop {
+            let mut line = String::new();
+            ensure!(
+                self.stdout.read_line(&mut line)? > 0,
+                "the shell is gone: {printed}"
+            );
+            if let Some(status) = line.strip_suffix(" =end=\n") {
+                // What is printed without an end of line stands before it.
+                let digits = status
+                    .rfind(|c: char| !c.is_ascii_digit())
+                    .map_or(0, |at| at + 1);
+                printed.push_str(&status[..digits]);
+                return Ok((status[digits..].parse()?, printed));
+            }
+            printed.push_str(&line);
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        // It may have been killed with its job.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,188 @@
+//! `jobfence agent`: many jobs at once, which outlive it.
+
+use std::fs;
+
+use anyhow::Result;
+use jobfence_tests::{Agent, Internet, Shell, addresses::BLOCKED, eventually};
+use serde_json::Value;
+
+/// The default job may reach `allowed.test` on the web ports.
+const POLICY: &str = "
+version: 1
+jobs:
+  default:
+    allow:
+      - host: allowed.test
+        ports: [80, 443]
+";
+
+/// Events of refusals for the reason `reason`.
+fn denials<'a>(events: &'a [Value], reason: &str) -> Vec<&'a Value> {
+    let wanted = |event: &&Value| event["verdict"] == "deny" && event["reason"] == reason;
+    events.iter().filter(wanted).collect()
+}
+
+#[test]
+fn a_process_tree_becomes_a_job_and_is_held_to_its_policy() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let allowed = "curl -sS -m 5 https://allowed.test/";
+    let blocked = format!("curl -sS -m 5 http://{}/", BLOCKED.v4);
+
+    let mark = internet.mark();
+    assert_eq!(shell.run(&blocked)?.0, 0, "without the fence it arrives");
+    assert!(!internet.since(mark).to(BLOCKED.v4).is_empty());
+
+    let id = agent.fence(&shell, "one", POLICY)?;
+    let mark = internet.mark();
+    let (status, said) = shell.run(allowed)?;
+    assert_eq!(status, 0, "{said}\n{}", agent.said());
+    let (status, said) = shell.run(&blocked)?;
+    assert_eq!(status, 7, "{said}");
+    assert!(internet.since(mark).to(BLOCKED.v4).is_empty());
+
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(code, Some(110), "{output:?}");
+    assert!(
+        output.stdout.contains(&BLOCKED.v4.to_string()),
+        "{output:?}"
+    );
+    let events = agent.log(&id)?;
+    assert_eq!(denials(&events, "no-rule").len(), 1, "{events:#?}");
+    assert!(
+        shell.run("true").is_err(),
+        "what is left of a job is killed"
+    );
+    Ok(())
+}
+
+/// A connection that stays, and sends a line whenever it is told to.
+const TALKER: &str = "
+import os, socket, sys, time
+s = socket.create_connection((sys.argv[1], 22), 5)
+s.recv(100)
+while True:
+    if os.path.exists('stop'): break
+    s.sendall(b'x')
+    assert s.recv(1) == b'x'
+    open('beat.new', 'w').write(str(time.monotonic()))
+    os.rename('beat.new', 'beat')
+    time.sleep(0.01)
+";
+
+#[test]
+fn jobs_outlive_a_killed_agent_and_nothing_opens_meanwhile() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut agent = Agent::start(&internet, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let policy = "
+version: 1
+jobs:
+  default:
+    allow:
+      - host: allowed.test
+      - {cidr: 198.51.100.10/32, ports: [22]}
+";
+    let id = agent.fence(&shell, "one", policy)?;
+    let https = "curl -sS -m 5 https://allowed.test/";
+    assert_eq!(shell.run(https)?.0, 0);
+    let talker = internet.home().join("talker.py");
+    fs::write(&talker, TALKER)?;
+    shell.run("python3 talker.py 198.51.100.10 >talk 2>&1 &")?;
+    let beat = internet.home().join("beat");
+    eventually("the connection works", || beat.exists());
+
+    agent.kill()?;
+    let mark = internet.mark();
+    fs::remove_file(&beat)?;
+    eventually("it goes on without an agent", || beat.exists());
+    for attempt in [
+        format!("curl -sS -m 5 http://{}/", BLOCKED.v4),
+        "curl -sS -m 5 https://blocked.test/".to_owned(),
+        "curl -sS -m 5 https://v4only.test/".to_owned(),
+    ] {
+        let (status, said) = shell.run(&attempt)?;
+        assert!([6, 7].contains(&status), "{attempt}: {status} {said}");
+    }
+    let arrived = internet.since(mark);
+    assert!(arrived.to(BLOCKED.v4).is_empty(), "{arrived:?}");
+    assert!(arrived.port(53).is_empty(), "nobody is asked: {arrived:?}");
+
+    agent.restart()?;
+    let (status, said) = shell.run(https)?;
+    assert_eq!(
+        status,
+        0,
+        "a name is answered again: {said}\n{}",
+        agent.said()
+    );
+    fs::remove_file(&beat)?;
+    eventually("the connection has outlived it", || beat.exists());
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(code, Some(110), "{output:?}");
+    let events = agent.log(&id)?;
+    let seqs: Vec<_> = events.iter().map(|event| event["seq"].as_u64()).collect();
+    let expected: Vec<_> = (0..events.len() as u64).map(Some).collect();
+    assert_eq!(seqs, expected, "no gaps");
+    let denied = denials(&events, "no-rule");
+    assert_eq!(
+        denied.len(),
+        1,
+        "the attempt without an agent is there: {events:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn eight_jobs_know_nothing_of_each_other() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let mut jobs = Vec::new();
+    for number in 0..8 {
+        let shell = Shell::new(&internet)?;
+        let port = 8000 + number;
+        let policy = format!(
+            "version: 1\njobs: {{default: {{allow: [{{host: allowed.test, ports: [{port}], \
+             http: verify, tls: 'off'}}]}}}}"
+        );
+        let id = agent.fence(&shell, &format!("job-{number}"), &policy)?;
+        jobs.push((shell, id));
+    }
+    for (shell, _) in &mut jobs {
+        let ports = (8000..8008).map(|port| format!("http://allowed.test:{port}/"));
+        let urls: Vec<_> = ports.collect();
+        shell.begin(&format!(
+            "for url in {}; do curl -sS -m 5 -o /dev/null -w '%{{http_code}} ' $url; done",
+            urls.join(" ")
+        ))?;
+    }
+    for (number, (shell, id)) in jobs.iter_mut().enumerate() {
+        let (_, said) = shell.end()?;
+        let codes: Vec<_> = said
+            .split_whitespace()
+            .filter(|word| ["200", "000"].contains(word))
+            .collect();
+        let expected: Vec<_> = (0..8)
+            .map(|port| if port == number { "200" } else { "000" })
+            .collect();
+        assert_eq!(codes, expected, "job {number}: {said}");
+        let (code, output) = agent.finish(id)?;
+        assert_eq!(code, Some(110), "{output:?}");
+        let events = agent.log(id)?;
+        assert!(events.iter().all(|event| event["job"]["id"] == id.as_str()));
+        let refused = denials(&events, "port");
+        let mut ports: Vec<_> = refused
+            .iter()
+            .filter_map(|event| event["dst"]["port"].as_u64())
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let others: Vec<_> = (0..8)
+            .filter(|&port| port != number as u64)
+            .map(|port| 8000 + port)
+            .collect();
+        assert_eq!(ports, others, "job {number}");
+    }
+    Ok(())
+}

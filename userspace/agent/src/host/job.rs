@@ -1,0 +1,258 @@
+//! One job of the host.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use jobfence_abi::{Counters, Event, NamedEvent, Reason};
+use jobfence_policy::{Job as Policy, OnViolation};
+use rustix::thread::CapabilitySet;
+use tokio::sync::OnceCell;
+
+use super::{
+    journal::{Journal, Record},
+    lock, tree,
+};
+use crate::{
+    audit::log::LogError,
+    control::protocol::{Finished, JobStatus, Phase},
+    job::{cgroup::Cgroup, live::Live},
+    kernel::{Fence, Slot},
+    names::{Resolver, Table},
+};
+
+/// Exit codes of `finish`.
+const VIOLATION: u8 = 110;
+pub(super) const FAILED: u8 = 111;
+
+/// A job that is fenced.
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) cgroup: Cgroup,
+    /// Its place in the kernel's maps.
+    pub(super) slot: u32,
+    /// `None` when the job has ended.
+    pub(super) fence: Mutex<Option<Fence>>,
+    pub(super) live: Arc<Live>,
+    pub(super) table: Arc<Table>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) log: PathBuf,
+    parts: RwLock<Arc<Parts>>,
+    /// Held while the policy changes.
+    pub(super) narrowing: tokio::sync::Mutex<()>,
+    /// What the self-probe is refused, while there is nothing else in the job.
+    pub(super) probed: Mutex<Option<Vec<Event>>>,
+    /// Whether a process was ever in it.
+    populated: AtomicBool,
+    /// What became of the fence, if it failed.
+    pub(super) failure: Mutex<Option<String>>,
+    /// Whether its end has been set going.
+    pub(super) ending: AtomicBool,
+    pub(super) ended: OnceCell<Finished>,
+}
+
+/// What changes when the job's policy does.
+pub(super) struct Parts {
+    pub(super) record: Record,
+    pub(super) policy: Arc<Policy>,
+    pub(super) slot: Slot,
+    pub(super) resolver: Resolver,
+}
+
+/// What a job is made of.
+pub(super) struct Made {
+    pub(super) cgroup: Cgroup,
+    pub(super) live: Arc<Live>,
+    pub(super) table: Arc<Table>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) log: PathBuf,
+    pub(super) parts: Parts,
+}
+
+impl Job {
+    /// A job in which nothing is yet, and around which there is no fence.
+    pub(super) fn new(made: Made) -> Self {
+        Self {
+            id: made.parts.record.id.clone(),
+            cgroup: made.cgroup,
+            slot: made.parts.slot.number(),
+            fence: Mutex::new(None),
+            live: made.live,
+            table: made.table,
+            journal: made.journal,
+            log: made.log,
+            parts: RwLock::new(Arc::new(made.parts)),
+            narrowing: tokio::sync::Mutex::new(()),
+            probed: Mutex::new(Some(Vec::new())),
+            populated: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            ended: OnceCell::new(),
+        }
+    }
+
+    /// What its policy is now, and what goes with that.
+    pub(super) fn parts(&self) -> Arc<Parts> {
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&parts)
+    }
+
+    /// Gives it another policy.
+    pub(super) fn replace(&self, parts: Parts) {
+        let mut current = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(parts);
+    }
+
+    /// Takes an attempt of the job, and says whether it is noted.
+    pub(super) fn take(&self, event: &Event, name: Option<&NamedEvent>) -> bool {
+        if let Some(probed) = &mut *lock(&self.probed) {
+            probed.push(*event);
+            return true;
+        }
+        // What found no room in the log comes first, so that the order is kept.
+        let noted = self
+            .live
+            .catch_up()
+            .and_then(|()| self.live.recorder().kernel(event, name));
+        noted.is_ok()
+    }
+
+    /// Notes what the programs have only counted, and what was repeated.
+    pub(super) fn note(&self, counters: &Counters) -> Result<(), LogError> {
+        self.live.catch_up()?;
+        let mut recorder = self.live.recorder();
+        recorder.loss(Reason::AUDIT_LOSS, counters.lost)?;
+        recorder.loss(Reason::LIMIT, counters.limited)?;
+        recorder.flush()
+    }
+
+    /// Whether there is a reason to end the job now.
+    pub(super) fn is_over(&self) -> bool {
+        let populated = self.cgroup.is_populated().unwrap_or(true);
+        if populated {
+            self.populated.store(true, Ordering::Relaxed);
+        }
+        let recorder = self.live.recorder();
+        if let Some(fault) = recorder.log_fault() {
+            self.fail(&fault.to_string());
+            return true;
+        }
+        let emptied = !populated && self.populated.load(Ordering::Relaxed);
+        let parts = self.parts();
+        let orphaned = parts
+            .record
+            .runner
+            .is_some_and(|runner| !tree::is_alive(runner));
+        let killed = parts.policy.on_violation == OnViolation::Kill && recorder.violations() > 0;
+        emptied || orphaned || killed
+    }
+
+    /// Notes that the fence has failed the job. The first failure counts.
+    pub(super) fn fail(&self, failure: &str) {
+        lock(&self.failure).get_or_insert_with(|| failure.to_owned());
+    }
+
+    /// What `finish` exits with as things are.
+    pub(super) fn exit(&self, violations: u64) -> u8 {
+        let parts = self.parts();
+        if parts.record.closed.is_some() || lock(&self.failure).is_some() {
+            FAILED
+        } else if violations > 0 && parts.policy.on_violation != OnViolation::Warn {
+            VIOLATION
+        } else {
+            0
+        }
+    }
+
+    /// The job as it is.
+    pub(super) fn status(&self, phase: Phase) -> JobStatus {
+        let recorder = self.live.recorder();
+        let violations = recorder.violations();
+        let state = recorder.state().to_string();
+        drop(recorder);
+        let parts = self.parts();
+        JobStatus {
+            id: self.id.clone(),
+            job: parts.policy.name.clone(),
+            labels: parts.record.labels.clone(),
+            state,
+            phase,
+            violations,
+            exit: self.exit(violations),
+            owner: parts.record.owner,
+            started: parts.record.started,
+            log: self.log.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// What a process that is moved into a job can do there.
+pub(super) struct Means {
+    /// What its fence can be got around with.
+    pub(super) reasons: Vec<String>,
+    /// Its capabilities, by name.
+    pub(super) capabilities: Vec<String>,
+    /// Its variables.
+    pub(super) environment: Vec<(String, String)>,
+}
+
+impl Means {
+    /// Of the process `pid`; `lsm` says whether sockets of every family are seen. What cannot be
+    /// read is taken for the worse.
+    pub(super) fn of(pid: Option<u32>, lsm: bool) -> Self {
+        let read =
+            |file: &str| pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/{file}")).ok());
+        let status = read("status").unwrap_or_default();
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let field = |name: &str| {
+            let mut lines = status.lines();
+            let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let mut reasons = Vec::new();
+        if field("Uid").split_whitespace().any(|uid| uid == "0") || status.is_empty() {
+            reasons.push("the job can be root, who can change what others run".to_owned());
+        } else {
+            let groups: HashSet<u32> = field("Groups")
+                .split_whitespace()
+                .filter_map(|group| group.parse().ok())
+                .collect();
+            for name in crate::job::user::acting_as_root(&groups) {
+                reasons.push(format!(
+                    "the job is in the group {name}, which can act as root"
+                ));
+            }
+            if field("NoNewPrivs") != "1" {
+                reasons.push("the job can run set-uid programs, such as sudo".to_owned());
+            }
+            reasons.push("processes of the job's user outside the job are not fenced".to_owned());
+        }
+        if !lsm {
+            reasons.push(
+                "sockets of other families than IPv4 and IPv6 are not refused: the kernel runs no \
+                 BPF LSM"
+                    .to_owned(),
+            );
+        }
+        let bits = u64::from_str_radix(&field("CapEff"), 16).unwrap_or_default();
+        let names = CapabilitySet::from_bits_retain(bits);
+        let environment = read("environ").unwrap_or_default();
+        let variables = environment.split(|&byte| byte == 0).filter_map(|variable| {
+            let (name, value) = str::from_utf8(variable).ok()?.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        });
+        Self {
+            reasons,
+            capabilities: names
+                .iter_names()
+                .map(|(name, _)| format!("CAP_{name}"))
+                .collect(),
+            environment: variables.collect(),
+        }
+    }
+}

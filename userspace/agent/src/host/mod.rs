@@ -1,0 +1,438 @@
+//! The daemon for a host with many jobs.
+//!
+//! One load of the programs holds every job. What is enforced is pinned in the kernel, what a job is
+//! and what it did is on disk, so the daemon can be killed and started again at any moment: its jobs
+//! stay as they are, what they report waits in the ring buffer, new names wait for the resolver, and
+//! nothing opens.
+//!
+//! - [`config`]: what agent.yml says
+//! - [`confine`]: what the daemon gives up once it is ready
+//! - `job`: one job
+//! - `start`, `finish`: its beginning and its end
+//! - `journal`: what outlives the daemon
+//! - `policy`: what a job's policy is made of
+//! - `tree`: moving a process tree into a job
+//! - [`notify`]: what the service manager is told
+
+pub mod config;
+pub mod confine;
+mod finish;
+mod job;
+mod journal;
+pub mod notify;
+mod policy;
+mod start;
+mod tree;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use jobfence_abi::MAX_JOBS;
+use thiserror::Error;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    task::{spawn_blocking, yield_now},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    audit::{ledger::Summary, log::LogError},
+    control::{
+        protocol::{Finished, JobStatus, Phase, PolicyText, Refusal, Start, Started},
+        server,
+    },
+    job::{
+        cgroup::{Cgroup, CgroupError},
+        probe,
+        process::{self, Processes},
+    },
+    kernel::{self, Events, EventsError, Fence, Kernel, KernelError, Slot, Tries},
+    names::NamesError,
+};
+use config::Config;
+use job::Job;
+pub(crate) use journal::Journal;
+use journal::JournalError;
+use policy::PolicyError;
+use tree::TreeError;
+
+/// How often the daemon takes the attempts that it was not woken for, which are the allowed ones.
+const ROUND: Duration = Duration::from_millis(100);
+
+/// In how many rounds it looks after each job once.
+const ROUNDS: u32 = 5;
+
+/// Places in the kernel's maps that are kept ready for the next jobs.
+const READY: usize = 32;
+
+/// How long the report of a job that has ended is kept.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// Why the daemon cannot work.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The kernel's part.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The ring buffer of attempts.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// What jobs left on disk.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A job's cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A job's log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A job's policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A job's resolver.
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    /// The fence does not hold.
+    #[error(transparent)]
+    Probe(#[from] probe::ProbeError),
+    /// A process tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// Some other system call.
+    #[error("could not {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> HostError {
+    move |source| HostError::Io { doing, source }
+}
+
+/// The jobs of a host.
+pub struct Host {
+    this: Weak<Self>,
+    config: Config,
+    render: fn(&Summary) -> String,
+    kernel: Mutex<Kernel>,
+    tries: Tries,
+    places: Mutex<Places>,
+    /// Told when places were taken or came free.
+    taken: Notify,
+    events: Mutex<Events>,
+    readable: AsyncFd<OwnedFd>,
+    processes: Arc<Mutex<Processes>>,
+    /// Told when a resolver has reported something.
+    changed: Arc<Notify>,
+    jobs: Mutex<Jobs>,
+}
+
+/// Places in the kernel's maps.
+struct Places {
+    ready: Vec<Slot>,
+    free: BTreeSet<u32>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    by_id: HashMap<String, Arc<Job>>,
+    by_slot: HashMap<u32, Arc<Job>>,
+    /// Ids of jobs that are being started.
+    starting: HashSet<String>,
+    /// Fences of jobs that have ended, until the last socket of each is gone.
+    leaving: Vec<Leaving>,
+}
+
+/// An id that is taken while its job is being started.
+struct Reservation<'a> {
+    host: &'a Host,
+    id: &'a str,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        lock(&self.host.jobs).starting.remove(self.id);
+    }
+}
+
+/// Nothing that is locked here is left half changed by a panic in a way that matters.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// Loads the programs, and takes up the jobs that the daemon before this one left. `render` says
+    /// to a person what a job has done.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub async fn open(
+        config: Config,
+        render: fn(&Summary) -> String,
+    ) -> Result<Arc<Self>, HostError> {
+        for folder in [&config.state, &config.logs] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o750)
+                .create(folder)
+                .map_err(failed("make the folders for state and logs"))?;
+        }
+        let mut kernel = Kernel::load_pinned()?;
+        let events = Events::new(&mut kernel)?;
+        let readable = events.watch()?;
+        let host = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            render,
+            tries: kernel.tries(),
+            readable,
+            events: Mutex::new(events),
+            kernel: Mutex::new(kernel),
+            places: Mutex::new(Places {
+                ready: Vec::new(),
+                free: (1..=config.jobs.min(MAX_JOBS - 1)).collect(),
+            }),
+            taken: Notify::new(),
+            processes: Arc::new(Mutex::new(Processes::new())),
+            changed: Arc::new(Notify::new()),
+            jobs: Mutex::default(),
+            config,
+        });
+        host.take_up().await?;
+        Ok(host)
+    }
+
+    /// Does what the jobs need, for as long as it is polled.
+    ///
+    /// # Errors
+    ///
+    /// What waiting for a descriptor can fail with.
+    pub async fn serve(&self) -> io::Result<()> {
+        tokio::try_join!(self.watch(), self.keep_ready())?;
+        Ok(())
+    }
+
+    async fn watch(&self) -> io::Result<()> {
+        let processes = process::watch(&self.processes)?;
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut round = 0_u32;
+        loop {
+            tokio::select! {
+                biased;
+                _ = rounds.tick() => {
+                    round = round.wrapping_add(1);
+                    if round.is_multiple_of(ROUNDS) {
+                        self.look_after_jobs();
+                    }
+                }
+                () = self.changed.notified() => {}
+                ready = process::readable(processes.as_ref()) => {
+                    ready?.clear_ready();
+                    process::lock(&self.processes).catch_up();
+                    continue;
+                }
+                // Cleared first: what comes while a batch is taken is seen again.
+                ready = self.readable.readable() => ready?.clear_ready(),
+            }
+            while self.drain() {
+                // Names have their turn, and callers.
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Keeps places ready, so that no job has to wait for the kernel to make one.
+    async fn keep_ready(&self) -> io::Result<()> {
+        loop {
+            while let Some(number) = self.next_unready() {
+                match self.make_ready(number).await {
+                    Ok(slot) => lock(&self.places).ready.push(slot),
+                    Err(error) => {
+                        tracing::warn!(%error, "a place for a job could not be made");
+                        lock(&self.places).free.insert(number);
+                        break;
+                    }
+                }
+            }
+            self.taken.notified().await;
+        }
+    }
+
+    /// Gives a place back.
+    fn free(&self, number: u32) {
+        lock(&self.places).free.insert(number);
+        self.taken.notify_one();
+    }
+
+    fn next_unready(&self) -> Option<u32> {
+        let mut places = lock(&self.places);
+        if places.ready.len() >= READY {
+            return None;
+        }
+        places.free.pop_first()
+    }
+
+    async fn make_ready(&self, number: u32) -> Result<Slot, HostError> {
+        let tries = self.tries.clone();
+        let made = spawn_blocking(move || tries.slot(number)).await;
+        let made = made.map_err(|error| failed("make a place for a job")(error.into()))?;
+        Ok(made?)
+    }
+
+    /// A place for a job; `None` when all are taken.
+    async fn place(&self) -> Result<Option<Slot>, HostError> {
+        let ready = lock(&self.places).ready.pop();
+        self.taken.notify_one();
+        if ready.is_some() {
+            return Ok(ready);
+        }
+        let free = lock(&self.places).free.pop_first();
+        match free {
+            Some(number) => self.make_ready(number).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes a batch of attempts, of whatever jobs, and says whether there may be more.
+    fn drain(&self) -> bool {
+        lock(&self.events).drain(|event, name| {
+            let job = lock(&self.jobs).by_slot.get(&event.slot).cloned();
+            // Without one: the last packets of a job that has ended.
+            job.is_none_or(|job| job.take(event, name))
+        })
+    }
+
+    /// Ends jobs that are over, and takes down the fences of those whose last socket is gone.
+    fn look_after_jobs(&self) {
+        let jobs: Vec<_> = lock(&self.jobs).by_id.values().cloned().collect();
+        for job in jobs {
+            let counters = lock(&self.kernel).counters(job.slot);
+            let noted = counters
+                .map_err(HostError::from)
+                .and_then(|counters| Ok(job.note(&counters)?));
+            if let Err(error) = noted {
+                tracing::warn!(job = job.id, %error, "not everything is noted yet");
+            }
+            if job.is_over() && !job.ending.swap(true, Ordering::Relaxed) {
+                let host = self.this();
+                tokio::spawn(async move { host.end(&job).await });
+            }
+        }
+        let leaving = std::mem::take(&mut lock(&self.jobs).leaving);
+        for left in leaving {
+            match left.is_gone() {
+                Ok(true) => self.free(left.slot),
+                Ok(false) => lock(&self.jobs).leaving.push(left),
+                Err(error) => {
+                    tracing::warn!(%error, pins = %left.fence.pins().display(), "a fence stays up");
+                    lock(&self.jobs).leaving.push(left);
+                }
+            }
+        }
+        self.forget();
+    }
+
+    /// Forgets reports that have been kept long enough.
+    fn forget(&self) {
+        let now = SystemTime::now();
+        for entry in fs::read_dir(self.config.state.join(ENDED))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let written = entry.metadata().and_then(|meta| meta.modified());
+            let age = written
+                .ok()
+                .and_then(|written| now.duration_since(written).ok());
+            if age.is_some_and(|age| age > KEPT)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::warn!(%error, path = %entry.path().display(), "a report is left behind");
+            }
+        }
+    }
+}
+
+/// The fence of a job that has ended, until nothing of the job can send any more.
+struct Leaving {
+    fence: Fence,
+    slot: u32,
+    cgroup: Cgroup,
+}
+
+impl Leaving {
+    /// Takes down what is left of it, as far as it fences nothing any more.
+    fn is_gone(&self) -> io::Result<bool> {
+        // Processes that could not be ended in time.
+        if self.cgroup.path().exists() {
+            self.cgroup.try_end();
+        }
+        kernel::unpin(self.fence.pins())
+    }
+}
+
+/// The folder of reports of jobs that have ended, in the folder for state.
+const ENDED: &str = "ended";
+
+impl server::Jobs for Host {
+    async fn start(&self, owner: u32, trusted: bool, order: Start) -> Result<Started, Refusal> {
+        Host::start(self, owner, trusted, order).await
+    }
+
+    async fn finish(&self, id: &str) -> Result<Finished, Refusal> {
+        Host::finish(self, id).await
+    }
+
+    async fn narrow(&self, id: &str, policy: PolicyText) -> Result<(), Refusal> {
+        Host::narrow(self, id, policy).await
+    }
+
+    fn status(&self, id: &str) -> Option<JobStatus> {
+        let job = lock(&self.jobs).by_id.get(id).cloned();
+        match job {
+            Some(job) => Some(job.status(Phase::Running)),
+            None => self.ended(id).map(|finished| finished.status),
+        }
+    }
+
+    fn list(&self) -> Vec<JobStatus> {
+        let jobs: Vec<_> = lock(&self.jobs).by_id.values().cloned().collect();
+        let mut list: Vec<_> = jobs.iter().map(|job| job.status(Phase::Running)).collect();
+        list.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+        list
+    }
+
+    fn job_of(&self, cgroup: &Path) -> Option<String> {
+        Host::job_of(self, cgroup)
+    }
+
+    fn log_of(&self, id: &str) -> Option<PathBuf> {
+        server::Jobs::status(self, id).map(|status| status.log.into())
+    }
+}
+
+impl Host {
+    /// This host, for a task of its own.
+    fn this(&self) -> Arc<Self> {
+        self.this.upgrade().expect("whoever calls a method has one")
+    }
+
+    /// The job whose cgroup is, or is above, the folder `cgroup`.
+    fn job_of(&self, cgroup: &Path) -> Option<String> {
+        let jobs = lock(&self.jobs);
+        let mut jobs = jobs.by_id.values();
+        let job = jobs.find(|job| cgroup.starts_with(job.cgroup.path()))?;
+        Some(job.id.clone())
+    }
+}

@@ -1,0 +1,729 @@
+//! The beginning of a job, and its taking up by another daemon.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use jobfence_abi::JobState;
+use jobfence_policy::{Date, Job as Policy, Mode};
+use time::OffsetDateTime;
+use tokio::task::{spawn_blocking, yield_now};
+
+use super::{
+    Host, HostError, Leaving, Reservation, failed,
+    finish::unknown,
+    job::{FAILED, Job, Made, Means, Parts},
+    journal::{self, Journal, Record},
+    lock,
+    policy::{self, PolicyError, Sources},
+    tree,
+};
+use crate::{
+    audit::{
+        event::JobName,
+        log::Log,
+        mask::Mask,
+        recorder::{Recorder, Subject},
+    },
+    control::protocol::{
+        Code, Finished, JobStatus, Labels, Phase, PolicyText, Refusal, Start, Started,
+    },
+    job::{
+        Layers, State,
+        cgroup::{self, Cgroup},
+        live::{HostNames, Live, Opener},
+        probe::{self, Findings, Held, Means as ProbeMeans, Targets},
+    },
+    kernel::{Fence, JobSpec, KernelError, Slot},
+    names::{Ports, Resolver, Table},
+};
+
+/// The folder of jobs' cgroups where the process that is moved is in one that is not root's alone.
+const OWN_CGROUP: &str = "jobfence";
+
+impl Host {
+    /// Fences a process tree as a job of the user `owner`. Whoever is `trusted` says which policy it
+    /// has; others can only take from what the host gives it.
+    pub(super) async fn start(
+        &self,
+        owner: u32,
+        trusted: bool,
+        order: Start,
+    ) -> Result<Started, Refusal> {
+        let id = order.id.clone();
+        let reservation = self.reserve(&id)?;
+        let sources = self.sources(owner, trusted, &order);
+        let (sources, closed) = match sources {
+            Ok(sources) => (sources, None),
+            Err(error) => (Sources::default(), Some(error.to_string())),
+        };
+        let started = OffsetDateTime::now_utc();
+        let (policy, closed) = match sources.compile(started.date()) {
+            Ok(policy) => (policy, closed),
+            // Whatever is to be done about it, the job's processes are not to run unfenced.
+            Err(error) => (policy::nothing(), Some(error.to_string())),
+        };
+        let Some(slot) = self.place().await.map_err(|error| no_fence(&error))? else {
+            return Err(Refusal {
+                code: Code::Full,
+                message: "as many jobs run as this host can hold: end some, or raise `jobs` in \
+                          agent.yml"
+                    .to_owned(),
+            });
+        };
+        let number = slot.number();
+        let (pid, owner_of_tree) = (order.pid, (!trusted).then_some(owner));
+        let prepared = self
+            .prepare(owner, order, sources, closed, policy, slot)
+            .await;
+        let (job, means) = prepared.map_err(|error| {
+            self.free(number);
+            no_fence(&error)
+        })?;
+        let established = self.establish(&job, pid, owner_of_tree, means).await;
+        drop(reservation);
+        let moved = match established {
+            Ok(moved) => moved,
+            Err(error) => {
+                tracing::warn!(job = id, %error, "not started");
+                if !lock(&self.jobs).by_id.contains_key(&id) {
+                    self.abandon(&job).await;
+                }
+                return Err(no_fence(&error));
+            }
+        };
+        let status = job.status(Phase::Running);
+        tracing::info!(
+            job = id,
+            owner,
+            processes = moved.len(),
+            state = status.state,
+            "started"
+        );
+        let parts = job.parts();
+        if let Some(closed) = &parts.record.closed {
+            return Err(Refusal {
+                code: Code::Policy,
+                message: format!("{closed}\nThe job is fenced, and may reach nothing"),
+            });
+        }
+        Ok(Started {
+            id,
+            cgroup: job.cgroup.path().to_string_lossy().into_owned(),
+            state: status.state,
+            log: status.log,
+            processes: moved.len(),
+            open_before: tree::open_connections(&moved),
+            clipped: parts
+                .policy
+                .clipped
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        })
+    }
+
+    /// Takes an id, which no job has, or had.
+    fn reserve<'a>(&'a self, id: &'a str) -> Result<Reservation<'a>, Refusal> {
+        let mut jobs = lock(&self.jobs);
+        let is_known = jobs.by_id.contains_key(id)
+            || jobs.starting.contains(id)
+            || self.ended(id).is_some()
+            || self.log_path(id).exists();
+        if is_known {
+            return Err(Refusal {
+                code: Code::Exists,
+                message: format!("there is, or was, a job {id}: give each its own id"),
+            });
+        }
+        jobs.starting.insert(id.to_owned());
+        Ok(Reservation { host: self, id })
+    }
+
+    fn log_path(&self, id: &str) -> PathBuf {
+        self.config.logs.join(format!("{id}.jsonl"))
+    }
+
+    /// What the policy of a job is made of.
+    fn sources(&self, owner: u32, trusted: bool, order: &Start) -> Result<Sources, PolicyError> {
+        let of_host = || {
+            let Some(folder) = &self.config.policies else {
+                return Ok(None);
+            };
+            // Whose word does not count gets what everybody gets.
+            let counts = trusted || self.config.is_runner(owner);
+            let repository = order.labels.repo.as_deref().filter(|_| counts);
+            policy::of_repository(folder, repository)
+        };
+        let host = match &self.config.host_policy {
+            Some(path) => Some(policy::read(path)?),
+            None => None,
+        };
+        let (base, narrowing) = match (&order.policy, trusted) {
+            (Some(policy), true) => (Some(policy.clone()), Vec::new()),
+            (policy, _) => (of_host()?, policy.iter().cloned().collect()),
+        };
+        let presets = match &self.config.presets {
+            Some(folder) => policy::presets(folder)?,
+            None => Vec::new(),
+        };
+        Ok(Sources {
+            job: order.job.clone(),
+            base,
+            narrowing,
+            host,
+            presets,
+        })
+    }
+
+    /// Makes all that a job needs but its fence.
+    async fn prepare(
+        &self,
+        owner: u32,
+        order: Start,
+        sources: Sources,
+        closed: Option<String>,
+        policy: Policy,
+        slot: Slot,
+    ) -> Result<(Arc<Job>, Means), HostError> {
+        let mut means = Means::of(order.pid, lock(&self.kernel).has_lsm());
+        let id = &order.id;
+        let cgroup = Cgroup::make_in(&self.parent(order.pid)?, &format!("jobfence-{id}"))?;
+        let undo = Undo(Some(&cgroup));
+        let journal = Journal::begin(&self.config.state, id)?;
+        let log = Log::create(&self.log_path(id))?;
+        let record = Record {
+            slot: slot.number(),
+            cgroup: cgroup.path().to_owned(),
+            cgroup_id: cgroup.id().map_err(failed("look at the job's cgroup"))?,
+            owner,
+            labels: order.labels,
+            sources,
+            closed,
+            ports: (0, 0),
+            started: now(),
+            narrowed: false,
+            runner: order.pid.and_then(tree::runner),
+            reasons: means.reasons.clone(),
+            begun: false,
+            id: order.id,
+        };
+        journal.write(&record)?;
+        let environment = std::mem::take(&mut means.environment);
+        let assembled = self.assemble(
+            record,
+            Arc::new(policy),
+            slot,
+            Arc::new(journal),
+            environment,
+            |subject| {
+                Ok(Recorder::new(Subject {
+                    log: Some(log),
+                    ..subject
+                }))
+            },
+        );
+        let job = assembled.await?;
+        undo.not_needed();
+        Ok((job, means))
+    }
+
+    /// Fences the job, proves its fence, moves the process tree into it, and lets it reach what its
+    /// policy allows.
+    async fn establish(
+        &self,
+        job: &Arc<Job>,
+        pid: Option<u32>,
+        owner: Option<u32>,
+        means: Means,
+    ) -> Result<Vec<u32>, HostError> {
+        self.fence(job)?;
+        let findings = self.prove(job).await?;
+        open_prefixes(&job.parts())?;
+        if let Some(pid) = pid {
+            tree::check(pid, owner, &job.cgroup, |cgroup| self.is_fenced(cgroup))?;
+        }
+        job.live.begin(Layers {
+            cgroup: lock(&self.kernel).programs().map(Into::into).collect(),
+            lsm: findings.lsm,
+            seccomp: false,
+            landlock: false,
+            capabilities: means.capabilities,
+        })?;
+        if let Some(fault) = job.live.recorder().log_fault() {
+            return Err(fault.into());
+        }
+        // From here on it is a job also for the daemon after this one: closed, until it is opened.
+        job.journal.write(&Record {
+            begun: true,
+            ..job.parts().record.clone()
+        })?;
+        lock(&self.jobs)
+            .by_id
+            .insert(job.id.clone(), Arc::clone(job));
+        let admitted = self.admit(job, pid, owner);
+        if let Err(error) = &admitted {
+            // Some of it may be inside, and stays there: what is fenced is not freed again.
+            job.fail(&error.to_string());
+        }
+        admitted
+    }
+
+    fn admit(
+        &self,
+        job: &Job,
+        pid: Option<u32>,
+        owner: Option<u32>,
+    ) -> Result<Vec<u32>, HostError> {
+        let moved = match pid {
+            Some(pid) => tree::move_into(&job.cgroup, pid, owner, |cgroup| self.is_fenced(cgroup))?,
+            None => Vec::new(),
+        };
+        for &pid in &moved {
+            job.live.recorder().adopt(pid, Vec::new());
+        }
+        self.open_to_policy(job)?;
+        Ok(moved)
+    }
+
+    /// Lets the job reach what its policy allows.
+    fn open_to_policy(&self, job: &Job) -> Result<(), KernelError> {
+        let parts = job.parts();
+        let state = match (&parts.record.closed, parts.policy.mode) {
+            (Some(_), _) => JobState::CLOSED,
+            (None, Mode::Enforce) => JobState::ENFORCE,
+            (None, Mode::Audit) => JobState::AUDIT,
+        };
+        self.write(job, state, parts.policy.limits.events)
+    }
+
+    fn is_fenced(&self, cgroup: &Path) -> bool {
+        self.job_of(cgroup).is_some()
+    }
+
+    /// The cgroup in which the job's is made: that of its first process, so that what limits that
+    /// one limits the job, unless somebody else than root could move processes in it.
+    fn parent(&self, pid: Option<u32>) -> Result<PathBuf, HostError> {
+        if let Some(folder) = &self.config.cgroup {
+            return Ok(folder.clone());
+        }
+        let outermost = cgroup::outermost()?;
+        if let Some(folder) = pid.and_then(cgroup::of)
+            && folder
+                .ancestors()
+                .take_while(|above| above.starts_with(&outermost))
+                .all(is_roots)
+        {
+            return Ok(folder);
+        }
+        let own = outermost.join(OWN_CGROUP);
+        match fs::create_dir(&own) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(failed("make a cgroup for jobs")(error))
+            }
+            _ => Ok(own),
+        }
+    }
+
+    /// Puts together what a job consists of. Nothing of it is fenced yet.
+    async fn assemble(
+        &self,
+        record: Record,
+        policy: Arc<Policy>,
+        slot: Slot,
+        journal: Arc<Journal>,
+        environment: Vec<(String, String)>,
+        recorder: impl FnOnce(Subject) -> Result<Recorder, HostError>,
+    ) -> Result<Arc<Job>, HostError> {
+        let table = Arc::new(Table::default());
+        let state = match policy.mode {
+            Mode::Audit => State::Auditing,
+            Mode::Enforce if record.reasons.is_empty() => State::Enforcing,
+            Mode::Enforce => State::Advisory(record.reasons.clone()),
+        };
+        let recorder = recorder(Subject {
+            job: job_name(&record, &policy),
+            state,
+            policy: Arc::clone(&policy),
+            table: Arc::clone(&table),
+            processes: Arc::clone(&self.processes),
+            mask: Mask::new(environment.into_iter()),
+            log: None,
+        })?;
+        let live = Arc::new(Live::new(
+            recorder,
+            lock(&self.kernel).clients(slot.number()),
+            Arc::clone(&self.changed),
+        ));
+        let cgroup = Cgroup::open(record.cgroup.clone());
+        let log = self.log_path(&record.id);
+        let parts = self
+            .parts(record, policy, slot, &live, &table, &journal)
+            .await?;
+        Ok(Arc::new(Job::new(Made {
+            cgroup,
+            live,
+            table,
+            journal,
+            log,
+            parts,
+        })))
+    }
+
+    /// What goes with a policy: what it allows by name, a resolver, and the addresses to which the
+    /// names have led so far.
+    async fn parts(
+        &self,
+        mut record: Record,
+        policy: Arc<Policy>,
+        mut slot: Slot,
+        live: &Arc<Live>,
+        table: &Arc<Table>,
+        journal: &Arc<Journal>,
+    ) -> Result<Parts, HostError> {
+        slot.set_names(&policy.names().map_err(PolicyError::from)?)?;
+        let addresses = slot.addresses().clone();
+        let opener = Opener::new(Arc::clone(&policy), Arc::clone(table), addresses);
+        for (name, chain, addresses) in journal.grants()? {
+            opener.open(&name, &chain, &addresses).map_err(|error| {
+                failed("open again what a job's names had led it to")(io::Error::other(error))
+            })?;
+        }
+        let opener = Arc::new(opener.noted_in(Arc::clone(journal)));
+        opener.open_hosts();
+        let host = HostNames::read().map_err(failed(
+            "read /etc/resolv.conf, which names the host's DNS servers",
+        ))?;
+        let mut config = host.config(&policy, table, &opener, live);
+        let (v4, v6) = record.ports;
+        config.ports = (v4 != 0).then_some(Ports { v4, v6: Some(v6) });
+        let resolver = Resolver::bind(config).await?;
+        let ports = resolver.ports();
+        record.ports = (ports.v4, ports.v6.unwrap_or(0));
+        Ok(Parts {
+            record,
+            policy,
+            slot,
+            resolver,
+        })
+    }
+
+    /// Fences the job's cgroup, which is empty, with nothing allowed. Its attempts come in from here
+    /// on.
+    fn fence(&self, job: &Arc<Job>) -> Result<(), HostError> {
+        let parts = job.parts();
+        let mut kernel = lock(&self.kernel);
+        let fence = kernel.fence(job.cgroup.path(), &job.id, &parts.slot)?;
+        for socket in parts.resolver.sockets() {
+            kernel.mark(&fence, socket)?;
+        }
+        *lock(&job.fence) = Some(fence);
+        lock(&self.jobs).by_slot.insert(job.slot, Arc::clone(job));
+        Ok(())
+    }
+
+    /// Has a process try to get out of the fence, which has no rule yet but for the probe's own.
+    async fn prove(&self, job: &Arc<Job>) -> Result<Findings, HostError> {
+        let targets = Targets::new(&job.id).map_err(failed("put up targets for the self-probe"))?;
+        let prefixes = targets.prefixes();
+        let parts = job.parts();
+        parts.slot.addresses().set_all(&prefixes)?;
+        self.write(job, JobState::ENFORCE, 0)?;
+        let cgroup = job.cgroup.path().to_owned();
+        let probed = spawn_blocking(move || probe::probe_cgroup(&targets, &cgroup)).await;
+        let outcomes = probed
+            .map_err(io::Error::from)
+            .and_then(|outcomes| outcomes)
+            .map_err(failed("probe the fence"))?;
+        while self.drain() {
+            yield_now().await;
+        }
+        let reports = lock(&job.probed).take().unwrap_or_default();
+        let means = ProbeMeans::find(lock(&self.kernel).has_lsm());
+        let findings = probe::judge(&outcomes, Held::ByPrograms, &reports, means)?;
+        self.write(job, JobState::CLOSED, 0)?;
+        parts.slot.addresses().remove_all(&prefixes)?;
+        lock(&self.kernel).count_anew(job.slot)?;
+        Ok(findings)
+    }
+
+    fn write(&self, job: &Job, state: JobState, rate: u32) -> Result<(), KernelError> {
+        let (resolver_v4, resolver_v6) = job.parts().record.ports;
+        let spec = JobSpec {
+            state,
+            resolver_v4,
+            resolver_v6,
+            rate,
+        };
+        match &*lock(&job.fence) {
+            Some(fence) => lock(&self.kernel).write(fence, &spec),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a job that could not be started, in which nothing ever was: it is as if it had not been.
+    async fn abandon(&self, job: &Arc<Job>) {
+        self.end(job).await;
+        for path in [job.log.clone(), self.report_path(&job.id)] {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::debug!(%error, path = %path.display(), "not removed");
+            }
+        }
+    }
+
+    /// Takes up the jobs that the daemon before this one left.
+    pub(super) async fn take_up(&self) -> Result<(), HostError> {
+        for (record, journal) in journal::left(&self.config.state)? {
+            let slot = record.slot;
+            lock(&self.places).free.remove(&slot);
+            if !record.begun {
+                tracing::info!(job = record.id, "was not started to its end");
+                self.clear(record, &journal, None).await;
+                continue;
+            }
+            let journal = Arc::new(journal);
+            match self.resume(record.clone(), Arc::clone(&journal)).await {
+                Ok(()) => tracing::info!(job = record.id, "taken up"),
+                Err(error) => {
+                    // Nobody could answer for what it goes on to do.
+                    tracing::error!(job = record.id, %error, "ended, since it cannot be taken up");
+                    self.clear(record, &journal, Some(error)).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a job of which there is no more than its record. With an `error`, whoever asks is told.
+    async fn clear(&self, record: Record, journal: &Journal, error: Option<HostError>) {
+        let cgroup = Cgroup::open(record.cgroup.clone());
+        let ending = cgroup.clone();
+        let ended = spawn_blocking(move || ending.end()).await;
+        if let Ok(Err(error)) = ended {
+            tracing::warn!(job = record.id, %error, "not ended yet");
+        }
+        match &error {
+            Some(error) => self.keep(&Finished {
+                exit: FAILED,
+                report: format!("jobfence: the job was ended: {error}\n"),
+                status: JobStatus {
+                    job: record.sources.job.clone().unwrap_or_default(),
+                    labels: record.labels.clone(),
+                    state: State::Failed(error.to_string()).to_string(),
+                    phase: Phase::Finished,
+                    violations: 0,
+                    exit: FAILED,
+                    owner: record.owner,
+                    started: record.started,
+                    log: self.log_path(&record.id).to_string_lossy().into_owned(),
+                    id: record.id.clone(),
+                },
+            }),
+            None => {
+                let _ = fs::remove_file(self.log_path(&record.id));
+            }
+        }
+        journal.remove();
+        let fence = lock(&self.kernel).take_up(&record.id, record.cgroup_id, record.slot);
+        match fence {
+            Ok(fence) => lock(&self.jobs).leaving.push(Leaving {
+                fence,
+                slot: record.slot,
+                cgroup,
+            }),
+            Err(error) => {
+                tracing::debug!(job = record.id, %error, "no fence");
+                self.free(record.slot);
+            }
+        }
+    }
+
+    async fn resume(&self, record: Record, journal: Arc<Journal>) -> Result<(), HostError> {
+        let policy = Arc::new(record.sources.compile(date_of(record.started))?);
+        let slot = self.tries.open(record.slot)?;
+        let fence = lock(&self.kernel).take_up(&record.id, record.cgroup_id, record.slot)?;
+        let log = Log::reopen(&self.log_path(&record.id))?;
+        let means = Means::of(record.runner.map(|runner| runner.pid), true);
+        let resumed = |subject| {
+            Ok(Recorder::resume(Subject {
+                log: Some(log),
+                ..subject
+            })?)
+        };
+        let job = self
+            .assemble(record, policy, slot, journal, means.environment, resumed)
+            .await?;
+        *lock(&job.probed) = None;
+        if job.parts().record.closed.is_none() && lock(&self.kernel).is_closed(&fence)? {
+            job.fail("the agent was killed while it started the job, which may reach nothing");
+        }
+        self.resume_fence(&job, fence)?;
+        job.live.resume();
+        for pid in job.cgroup.processes().unwrap_or_default() {
+            job.live.recorder().adopt(pid, Vec::new());
+        }
+        let mut jobs = lock(&self.jobs);
+        jobs.by_slot.insert(job.slot, Arc::clone(&job));
+        jobs.by_id.insert(job.id.clone(), job);
+        Ok(())
+    }
+
+    /// Lets the job ask its new resolver.
+    fn resume_fence(&self, job: &Job, fence: Fence) -> Result<(), KernelError> {
+        let parts = job.parts();
+        let mut kernel = lock(&self.kernel);
+        for socket in parts.resolver.sockets() {
+            kernel.mark(&fence, socket)?;
+        }
+        let (v4, v6) = parts.record.ports;
+        kernel.redirect(&fence, v4, v6)?;
+        *lock(&job.fence) = Some(fence);
+        Ok(())
+    }
+
+    /// Takes from what the running job `id` may reach, once: a second file could undo the first.
+    pub(super) async fn narrow(&self, id: &str, policy: PolicyText) -> Result<(), Refusal> {
+        let found = lock(&self.jobs).by_id.get(id).cloned();
+        let job = found.ok_or_else(|| unknown(id))?;
+        let _turn = job.narrowing.lock().await;
+        let mut record = job.parts().record.clone();
+        if record.narrowed {
+            return Err(Refusal {
+                code: Code::Exists,
+                message: "the job's policy was narrowed before, which is done once".to_owned(),
+            });
+        }
+        record.narrowed = true;
+        record.sources.narrowing.push(policy);
+        let narrowed = record.sources.compile(date_of(record.started));
+        let policy = narrowed.map_err(|error| Refusal {
+            code: Code::Policy,
+            message: format!("{error}\nThe job's policy is as it was"),
+        })?;
+        let changed = self.change(&job, record, Arc::new(policy)).await;
+        changed.map_err(|error| {
+            job.fail(&error.to_string());
+            no_fence(&error)
+        })
+    }
+
+    /// Gives a running job another policy. While that is done it may reach nothing, and when it fails,
+    /// that stays so.
+    async fn change(
+        &self,
+        job: &Arc<Job>,
+        record: Record,
+        policy: Arc<Policy>,
+    ) -> Result<(), HostError> {
+        self.write(job, JobState::CLOSED, 0)?;
+        let slot = self.make_ready(job.slot).await?;
+        let parts = self
+            .parts(
+                record,
+                Arc::clone(&policy),
+                slot,
+                &job.live,
+                &job.table,
+                &job.journal,
+            )
+            .await?;
+        open_prefixes(&parts)?;
+        job.journal.write(&Record {
+            begun: true,
+            ..parts.record.clone()
+        })?;
+        if let Some(fence) = &*lock(&job.fence) {
+            let mut kernel = lock(&self.kernel);
+            for socket in parts.resolver.sockets() {
+                kernel.mark(fence, socket)?;
+            }
+        }
+        job.live.recorder().set_policy(policy);
+        job.replace(parts);
+        self.open_to_policy(job)?;
+        Ok(())
+    }
+}
+
+/// Opens what the policy allows by address.
+fn open_prefixes(parts: &Parts) -> Result<(), HostError> {
+    let prefixes = parts.policy.prefixes().map_err(PolicyError::from)?;
+    Ok(parts.slot.addresses().set_all(&prefixes)?)
+}
+
+/// The day of a time in seconds since 1970, in UTC.
+fn date_of(seconds: u64) -> Date {
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.unwrap_or(OffsetDateTime::UNIX_EPOCH).date()
+}
+
+/// Removes an empty cgroup again, unless it is not needed.
+struct Undo<'a>(Option<&'a Cgroup>);
+
+impl Undo<'_> {
+    fn not_needed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.0 {
+            cgroup.try_end();
+        }
+    }
+}
+
+/// How events name a job.
+fn job_name(record: &Record, policy: &Policy) -> JobName {
+    let Labels {
+        repo,
+        git_ref,
+        run,
+        attempt,
+        workflow,
+        actor,
+        runner,
+    } = record.labels.clone();
+    JobName {
+        id: record.id.clone(),
+        name: policy.name.clone(),
+        repo,
+        reference: git_ref,
+        run,
+        attempt,
+        workflow,
+        actor,
+        runner,
+    }
+}
+
+/// Whether only root can move processes in a cgroup.
+fn is_roots(folder: &Path) -> bool {
+    [folder.to_owned(), folder.join("cgroup.procs")]
+        .iter()
+        .all(|path| {
+            fs::metadata(path).is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
+        })
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+fn no_fence(error: &HostError) -> Refusal {
+    let code = match error {
+        HostError::Tree(_) => Code::Forbidden,
+        _ => Code::Fence,
+    };
+    Refusal {
+        code,
+        message: error.to_string(),
+    }
+}

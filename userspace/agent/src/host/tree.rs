@@ -1,0 +1,249 @@
+//! Process trees: moving one into a job, and what it had open before.
+//!
+//! Nothing of the job's own code runs yet when its tree is moved. A process that was forked before is
+//! found below its parent; one that is forked meanwhile is in the cgroup of its parent from the
+//! beginning, so parents are moved first, and the tree is gone through again until nothing of it is
+//! outside.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use thiserror::Error;
+
+use super::journal::Runner;
+use crate::job::cgroup::Cgroup;
+
+/// Times that a tree is gone through before it is given up: it forks faster than it can be moved.
+const ROUNDS: usize = 100;
+
+/// A process tree could not be moved.
+#[derive(Debug, Error)]
+pub enum TreeError {
+    /// It is not there.
+    #[error("there is no process {0}")]
+    Gone(u32),
+    /// It is another's.
+    #[error("process {pid} belongs to user {uid}: only root may put it into a job")]
+    Foreign {
+        /// The process.
+        pid: u32,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// It is fenced already.
+    #[error("process {0} is in a job already, and a job is left by ending only")]
+    Fenced(u32),
+    /// It cannot be moved.
+    #[error("could not move process {pid} into the job: {source}")]
+    Move {
+        /// The process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It has not stopped forking.
+    #[error("the processes below {0} could not be caught: they fork too fast")]
+    Restless(u32),
+}
+
+/// The process `pid` as one with which a job ends.
+pub(super) fn runner(pid: u32) -> Option<Runner> {
+    Some(Runner {
+        pid,
+        start: start_time(pid)?,
+    })
+}
+
+/// Whether the process is still there.
+pub(super) fn is_alive(runner: Runner) -> bool {
+    start_time(runner.pid) == Some(runner.start)
+}
+
+/// Whether `root` and all that is below it may be put into a job, as [`move_into`] finds it.
+pub(super) fn check(
+    root: u32,
+    owner: Option<u32>,
+    cgroup: &Cgroup,
+    is_fenced: impl Fn(&Path) -> bool,
+) -> Result<(), TreeError> {
+    let mut stack = vec![root];
+    while let Some(pid) = stack.pop() {
+        match admit(pid, owner, cgroup, &is_fenced) {
+            Err(TreeError::Gone(_)) if pid != root => continue,
+            admitted => admitted?,
+        }
+        stack.extend(children(pid));
+    }
+    Ok(())
+}
+
+/// Moves `root` and all that is below it into `cgroup`; returns their numbers. `owner` is whose the
+/// processes must be, if not anybody's. `is_fenced` tells of a folder whether it is a job's cgroup, or
+/// below one.
+pub(super) fn move_into(
+    cgroup: &Cgroup,
+    root: u32,
+    owner: Option<u32>,
+    is_fenced: impl Fn(&Path) -> bool,
+) -> Result<Vec<u32>, TreeError> {
+    let mut moved = HashSet::new();
+    for round in 0..ROUNDS {
+        let mut new = 0;
+        // The tree as a stack: a parent is moved before its children are looked for.
+        let mut stack = vec![root];
+        while let Some(pid) = stack.pop() {
+            if !moved.contains(&pid) {
+                match admit(pid, owner, cgroup, &is_fenced) {
+                    Ok(()) => {}
+                    Err(TreeError::Gone(_)) if pid != root || round > 0 => continue,
+                    Err(error) => return Err(error),
+                }
+                match cgroup.add(pid) {
+                    Ok(()) => {}
+                    // It has ended meanwhile.
+                    Err(error) if is_gone(&error) && pid != root => continue,
+                    Err(source) => return Err(TreeError::Move { pid, source }),
+                }
+                moved.insert(pid);
+                new += 1;
+            }
+            stack.extend(children(pid));
+        }
+        if new == 0 {
+            let mut moved: Vec<_> = moved.into_iter().collect();
+            moved.sort_unstable();
+            return Ok(moved);
+        }
+    }
+    Err(TreeError::Restless(root))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Whether a process may be put into the job.
+fn admit(
+    pid: u32,
+    owner: Option<u32>,
+    cgroup: &Cgroup,
+    is_fenced: impl Fn(&Path) -> bool,
+) -> Result<(), TreeError> {
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| TreeError::Gone(pid))?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uids = uids.unwrap_or_default().split_whitespace();
+    let uids: Vec<u32> = uids.filter_map(|uid| uid.parse().ok()).collect();
+    let foreign = uids.iter().find(|&&uid| Some(uid) != owner);
+    if let (Some(_), Some(&uid)) = (owner, foreign) {
+        return Err(TreeError::Foreign { pid, uid });
+    }
+    let current = crate::job::cgroup::of(pid).ok_or(TreeError::Gone(pid))?;
+    if current != cgroup.path() && is_fenced(&current) {
+        return Err(TreeError::Fenced(pid));
+    }
+    Ok(())
+}
+
+/// The children of all threads of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            let numbers = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+            numbers.collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
+/// When a process began, in clock ticks since boot: the 22nd field of its `stat` (proc_pid_stat(5)).
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command name, in parentheses, and can hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Connections of `processes` to other hosts. They were made outside the fence, which does not see
+/// them.
+pub(super) fn open_connections(processes: &[u32]) -> Vec<String> {
+    let mut connections = HashMap::new();
+    for table in ["tcp", "tcp6", "udp", "udp6"] {
+        let text = fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+        let protocol = table.trim_end_matches('6');
+        for line in text.lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [_, _, remote, _, _, _, _, _, _, inode, ..] = fields[..] else {
+                continue;
+            };
+            if let (Some(remote), Ok(inode)) = (address(remote), inode.parse::<u64>())
+                && remote.port() != 0
+                && !remote.ip().to_canonical().is_loopback()
+            {
+                connections.insert(inode, format!("{protocol} {remote}"));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for pid in processes {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        for entry in descriptors.into_iter().flatten().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            let inode = target
+                .to_str()
+                .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
+                .and_then(|inode| inode.parse::<u64>().ok());
+            if let Some(connection) = inode.and_then(|inode| connections.remove(&inode)) {
+                found.push(format!("{connection} (pid {pid})"));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// An address of `/proc/net/tcp` and its like: words in the order of a little-endian machine, in
+/// hexadecimal.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let (words, rest) = ip.as_bytes().as_chunks::<8>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let words = words.iter().map(|word| {
+        let word = u32::from_str_radix(str::from_utf8(word).ok()?, 16).ok()?;
+        Some(word.swap_bytes())
+    });
+    let words: Vec<u32> = words.collect::<Option<_>>()?;
+    let ip: IpAddr = match words[..] {
+        [v4] => Ipv4Addr::from(v4).into(),
+        [a, b, c, d] => {
+            let high = u128::from(a) << 96 | u128::from(b) << 64;
+            Ipv6Addr::from(high | u128::from(c) << 32 | u128::from(d)).into()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_kernels_tables_are_read() {
+        let v4 = address("0100007F:1F90");
+        assert_eq!(v4, Some("127.0.0.1:8080".parse().unwrap()));
+        let v6 = address("B80D0120000000000000000001000000:01BB");
+        assert_eq!(v6, Some("[2001:db8::1]:443".parse().unwrap()));
+        assert_eq!(address("0100007F"), None);
+        assert_eq!(address("0100:1F90"), None);
+    }
+}

@@ -1,0 +1,113 @@
+//! `jobfence agent`: the daemon for a host with many jobs.
+
+use std::{
+    future::{Future, pending},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::Args;
+use jobfence_agent::{
+    control::server::{self, Socket},
+    host::{
+        Host,
+        config::{CONFIG, Config},
+        confine::confine,
+        notify::{Notify, watchdog},
+    },
+};
+use nix::unistd::geteuid;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::interval,
+};
+
+use crate::report;
+
+/// Fence the jobs of this host.
+///
+/// Runs until it is told to stop (SIGTERM, SIGINT). Jobs stay fenced meanwhile: the next agent takes
+/// them up. `jobfence job` talks to it.
+#[derive(Args)]
+pub(crate) struct AgentArguments {
+    /// Configuration [default: /etc/jobfence/agent.yml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) fn agent(arguments: &AgentArguments) -> ExitCode {
+    match run(arguments.config.as_deref()) {
+        Ok(()) => 0.into(),
+        Err(error) => {
+            report::error(&error);
+            1.into()
+        }
+    }
+}
+
+fn run(path: Option<&Path>) -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "the agent must be root to fence jobs: run it as a service"
+    );
+    let config = Config::load(path)?;
+    let group = config.group_id(path.unwrap_or(Path::new(CONFIG)))?;
+    let notify = Notify::from_env().context("cannot reach the service manager at NOTIFY_SOCKET")?;
+    // One thread: what a job needs is done in turn, and the watchdog sees when that stops.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads for what blocks end soon: only a thread that is alone can be confined.
+        .thread_keep_alive(Duration::from_millis(100))
+        .build()
+        .context("cannot start the agent")?;
+    runtime.block_on(serve(config, group, &notify))
+}
+
+async fn serve(config: Config, group: Option<u32>, notify: &Notify) -> Result<()> {
+    // First of all, since it tells whether another agent is running. Callers wait from now on.
+    let socket = Socket::bind(&config.socket)?;
+    let stop = stop_signal()?;
+    let host = Host::open(config, report::plain).await?;
+    confine().await?;
+    notify.tell("READY=1");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "the agent is ready");
+    let stop = async {
+        let signal = stop.await;
+        tracing::info!(signal, "the agent stops; its jobs stay fenced");
+        notify.tell("STOPPING=1");
+    };
+    tokio::select! {
+        () = server::serve(socket, Arc::clone(&host), group, stop) => Ok(()),
+        // It ends only by an error.
+        ended = host.serve() => ended.map_err(|error| anyhow!("the agent cannot look after its jobs: {error}")),
+        () = keep_alive(notify, watchdog()) => Ok(()),
+    }
+}
+
+/// Ready with its name when the process is told to stop.
+fn stop_signal() -> Result<impl Future<Output = &'static str>> {
+    let take = |kind| signal(kind).context("cannot take signals");
+    let mut terminate = take(SignalKind::terminate())?;
+    let mut interrupt = take(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Tells the service manager, for ever, that this thread has its turn.
+async fn keep_alive(notify: &Notify, period: Option<Duration>) {
+    let Some(period) = period else {
+        return pending().await;
+    };
+    let mut beat = interval(period);
+    loop {
+        beat.tick().await;
+        notify.tell("WATCHDOG=1");
+    }
+}
