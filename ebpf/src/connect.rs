@@ -23,7 +23,7 @@ pub(crate) enum Family {
 }
 
 /// `AF_INET` and `AF_INET6`.
-const AF: [u8; 2] = [2, 10];
+pub(crate) const AF: [u8; 2] = [2, 10];
 
 /// Decides about a destination: 1 goes on, 0 is `EPERM`. Redirects questions for names.
 #[inline(always)]
@@ -187,7 +187,7 @@ unsafe fn obscure_zero(ctx: *const bpf_sock_addr) -> u32 {
 
 /// The address in the context, an IPv4 one mapped.
 #[inline(always)]
-unsafe fn read_addr(ctx: *const bpf_sock_addr, family: Family) -> Addr {
+pub(crate) unsafe fn read_addr(ctx: *const bpf_sock_addr, family: Family) -> Addr {
     // The verifier allows reads of one word at a time. Volatile keeps LLVM from joining them.
     // SAFETY: the caller's context.
     unsafe {

@@ -7,6 +7,7 @@
 //! - [`connect`]: the destination that a process names, and the way to the job's resolver
 //! - [`packet`]: the destination that a packet really has, which is what counts
 //! - [`payload`]: the name that a connection's payload gives
+//! - [`guard`]: sockets outside every job
 //! - [`rules`]: how [`jobfence_abi::decide`], the decision itself, asks the kernel
 //! - [`report`]: the record of every attempt
 //! - [`maps`], [`process`]: what the programs keep, and who is running
@@ -18,6 +19,7 @@
 #![feature(asm_experimental_arch)]
 
 mod connect;
+mod guard;
 mod lsm;
 mod maps;
 mod packet;
@@ -98,6 +100,36 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::restore(&ctx, Family::V6)
+}
+
+/// `socket()` outside every job.
+#[cgroup_sock(sock_create)]
+pub fn guard_create(ctx: SockContext) -> i32 {
+    guard::create(&ctx)
+}
+
+/// `connect()` of an IPv4 socket outside every job.
+#[cgroup_sock_addr(connect4)]
+pub fn guard_connect4(ctx: SockAddrContext) -> i32 {
+    guard::outgoing(&ctx, Family::V4)
+}
+
+/// `connect()` of an IPv6 socket outside every job.
+#[cgroup_sock_addr(connect6)]
+pub fn guard_connect6(ctx: SockAddrContext) -> i32 {
+    guard::outgoing(&ctx, Family::V6)
+}
+
+/// An unconnected UDP send to an IPv4 address outside every job.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn guard_sendmsg4(ctx: SockAddrContext) -> i32 {
+    guard::outgoing(&ctx, Family::V4)
+}
+
+/// An unconnected UDP send to an IPv6 address outside every job.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn guard_sendmsg6(ctx: SockAddrContext) -> i32 {
+    guard::outgoing(&ctx, Family::V6)
 }
 
 /// The licence of the object, by which the kernel grants helpers that are GPL only.

@@ -6,13 +6,13 @@ use aya_ebpf::{
         bpf_map_type::{BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_SK_STORAGE},
         bpf_sock,
     },
-    btf_maps::{Array, ArrayOfMaps, LruHashMap, RingBuf, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, RingBuf, lpm_trie::Key},
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use jobfence_abi::{
-    Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_JOBS, MAX_NAMES,
-    NAME_KEY_LEN, RING_BYTES, Socket, Stream,
+    Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_GUARDED, MAX_JOBS,
+    MAX_NAMES, NAME_KEY_LEN, RING_BYTES, Socket, Stream,
 };
 
 #[expect(
@@ -51,6 +51,10 @@ pub(crate) static NAMES: ArrayOfMaps<
 /// What each job's programs count, by slot.
 #[btf_map]
 pub(crate) static COUNTERS: Array<Counters, { MAX_JOBS as usize }> = Array::new();
+
+/// Users whose sockets belong into jobs, by their ids in the initial user namespace.
+#[btf_map]
+pub(crate) static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }> = HashMap::new();
 
 /// Who sent a question to a resolver. Written before the question's packet is delivered; the
 /// least recently used go first, and a resolver looks up at once.

@@ -204,10 +204,17 @@ impl Shell {
     /// # Errors
     /// When it cannot be started.
     pub fn new(internet: &Internet) -> Result<Self> {
+        Self::of_user(internet, "nobody")
+    }
+
+    /// Starts a shell as the user `user`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn of_user(internet: &Internet, user: &str) -> Result<Self> {
         let mut command = internet.command("setpriv");
-        let ids = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
         let mut child = command
-            .args(ids)
+            .args(["--reuid", user, "--regid", "nogroup", "--clear-groups"])
             .args(["sh"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -186,3 +186,68 @@ fn eight_jobs_know_nothing_of_each_other() -> Result<()> {
     }
     Ok(())
 }
+
+/// The guard holds for the whole machine: a user that no other test has.
+const GUARDED: &str = "games";
+
+#[test]
+fn a_guarded_user_has_sockets_in_jobs_only() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut outside = Shell::of_user(&internet, GUARDED)?;
+    let attempt = format!("curl -sS -m 5 http://{}/", BLOCKED.v4);
+    let mark = internet.mark();
+    assert_eq!(outside.run(&attempt)?.0, 0, "without the guard it arrives");
+    assert!(!internet.since(mark).to(BLOCKED.v4).is_empty());
+    // A socket from before.
+    fs::write(
+        internet.home().join("before.py"),
+        format!(
+            "
+import os, socket, time
+tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+open('ready', 'w')
+while not os.path.exists('go'): time.sleep(0.01)
+for attempt in (lambda: tcp.connect(('{0}', 80)), lambda: udp.sendto(b'x', ('{0}', 5000))):
+    try: attempt(); print('open')
+    except PermissionError: print('refused')
+",
+            BLOCKED.v4
+        ),
+    )?;
+    outside.run("python3 before.py >before 2>&1 & echo $! >before.pid")?;
+    eventually("it has its sockets", || {
+        internet.home().join("ready").exists()
+    });
+
+    let agent = Agent::start(&internet, &format!("guard: {{users: [{GUARDED}]}}\n"))?;
+    let mut inside = Shell::of_user(&internet, GUARDED)?;
+    let id = agent.fence(&inside, "one", POLICY)?;
+    let mark = internet.mark();
+    let (status, said) = outside.run(&attempt)?;
+    assert_ne!(status, 0, "{said}");
+    fs::write(internet.home().join("go"), "")?;
+    let result = internet.home().join("before");
+    let read = || fs::read_to_string(&result).unwrap_or_default();
+    eventually("it has tried", || read().lines().count() == 2);
+    assert_eq!(read(), "refused\nrefused\n");
+    assert!(internet.since(mark).is_empty());
+    let mut other = Shell::new(&internet)?;
+    assert_eq!(other.run(&attempt)?.0, 0, "other users are not held");
+    let (status, said) = inside.run("curl -sS -m 5 https://allowed.test/")?;
+    assert_eq!(status, 0, "{said}");
+
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(code, Some(110), "{output:?}");
+    let events = agent.log(&id)?;
+    let denied = denials(&events, "outside-job");
+    let kinds: Vec<_> = denied
+        .iter()
+        .filter_map(|event| event["kind"].as_str())
+        .collect();
+    assert!(
+        kinds.contains(&"socket") && kinds.contains(&"connect"),
+        "{denied:#?}"
+    );
+    assert!(denied.iter().all(|event| event["violation"] == true));
+    Ok(())
+}

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _, pipe},
     net::IpAddr,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use jobfence_tests::{
     Expect, Fence, Fenced, Internet,
     addresses::{ALLOWED, BLOCKED, CDN, DNS, Host, OTHER_DNS},
-    denied, denied_name, run,
+    binary, denied, denied_name, run,
 };
 
 /// The default job may reach `allowed.test` on the web ports.
@@ -677,11 +677,12 @@ fn the_log_of_a_job_is_whole_and_tells_what_was_told() -> Result<()> {
     let internet = Internet::new()?;
     let script = "for i in 1 2 3; do curl -s --max-time 5 https://198.51.100.20/; done; exit 0";
     let (mut command, log) = Fence::new(&internet, POLICY)?.command(&["sh", "-c", script])?;
-    let job = run(&mut command, DEADLINE)?;
+    let job = run(&mut command, Duration::from_secs(30))?;
     assert_eq!(job.status.code(), Some(110), "{job:#?}");
     let report = |options: &[&str]| {
         let mut report = Command::new(binary()?);
-        run(report.arg("report").arg(&log).args(options), DEADLINE)
+        let command = report.arg("report").arg(&log).args(options);
+        run(command, Duration::from_secs(30))
     };
     let whole = report(&["--verify"])?;
     assert_eq!(whole.status.code(), Some(0), "{whole:#?}");

@@ -163,6 +163,8 @@ reasons! {
     SNI = 33, "sni";
     /// A request that is not HTTP for an allowed host.
     HOST_HEADER = 34, "host-header";
+    /// A socket outside every job, of a user that runs jobs.
+    OUTSIDE_JOB = 32, "outside-job";
     /// The job has no policy yet, or none any more.
     CLOSED = 28, "closed";
     /// The event found no room: what cannot be logged does not leave.

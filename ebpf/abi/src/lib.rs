@@ -29,8 +29,8 @@ pub use decide::{Peer, Rules, Verdict, decide, digest};
 pub use event::{COMM_LEN, Event, Hook, NamedEvent, Reason, decode};
 pub use family::{AF_NETLINK, FAMILIES, NETLINK, is_family_allowed};
 pub use maps::{
-    Checks, Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_JOBS,
-    MAX_NAMES, MAX_RANGES, PortRange, RING_BYTES, Redirect, Socket,
+    Checks, Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_GUARDED,
+    MAX_JOBS, MAX_NAMES, MAX_RANGES, PortRange, RING_BYTES, Redirect, Socket,
 };
 pub use stream::{Bytes, Fault, NAME_KEY_LEN, NAME_ROOM, NameKey, Step, Stream};
 

@@ -8,6 +8,9 @@ use crate::{Addr, COMM_LEN};
 /// what an unwritten cgroup storage names, and a job in no known state is denied everything.
 pub const MAX_JOBS: u32 = 1024;
 
+/// Users whose sockets can be held to jobs.
+pub const MAX_GUARDED: u32 = 1024;
+
 /// Addresses and prefixes that one job can hold.
 pub const MAX_ADDRESSES: u32 = 65_536;
 

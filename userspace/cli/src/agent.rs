@@ -55,6 +55,7 @@ fn run(path: Option<&Path>) -> Result<()> {
     );
     let config = Config::load(path)?;
     let group = config.group_id(path.unwrap_or(Path::new(CONFIG)))?;
+    let guarded = config.guarded(path.unwrap_or(Path::new(CONFIG)))?;
     let notify = Notify::from_env().context("cannot reach the service manager at NOTIFY_SOCKET")?;
     // One thread: what a job needs is done in turn, and the watchdog sees when that stops.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -63,14 +64,19 @@ fn run(path: Option<&Path>) -> Result<()> {
         .thread_keep_alive(Duration::from_millis(100))
         .build()
         .context("cannot start the agent")?;
-    runtime.block_on(serve(config, group, &notify))
+    runtime.block_on(serve(config, guarded, group, &notify))
 }
 
-async fn serve(config: Config, group: Option<u32>, notify: &Notify) -> Result<()> {
+async fn serve(
+    config: Config,
+    guarded: Vec<u32>,
+    group: Option<u32>,
+    notify: &Notify,
+) -> Result<()> {
     // First of all, since it tells whether another agent is running. Callers wait from now on.
     let socket = Socket::bind(&config.socket)?;
     let stop = stop_signal()?;
-    let host = Host::open(config, report::plain).await?;
+    let host = Host::open(config, guarded, report::plain).await?;
     confine().await?;
     notify.tell("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the agent is ready");

@@ -511,6 +511,28 @@ fn a_rule_that_is_wholly_within_another_keeps_its_place() {
 }
 
 #[test]
+fn a_rule_that_ends_takes_nothing_from_a_wider_one_that_does_not() {
+    let job = job(
+        "    allow: [{host: '*.a.test'}, {host: x.a.test, expires: 2027-01-01}, {host: y.a.test, private: true, expires: 2027-01-01}]\n",
+    );
+    let host = host("ceiling: [{host: x.a.test}, {host: y.a.test, private: true}]\n");
+    let later = job.under(&host).unwrap().retire(date("2027-01-02"));
+    assert_eq!(
+        shown(&later.allow),
+        [
+            "repository x.a.test 443-443:1",
+            "repository y.a.test 443-443:1"
+        ]
+    );
+    assert!(
+        later
+            .allow
+            .iter()
+            .all(|rule| !rule.private && rule.location.column == 14)
+    );
+}
+
+#[test]
 fn rules_that_multiply_are_refused_and_many_rules_are_not() {
     let list = |count: usize, rule: &dyn Fn(usize) -> String| -> String {
         (0..count)

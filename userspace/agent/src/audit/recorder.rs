@@ -371,6 +371,7 @@ impl Recorder {
         });
         let event = Event {
             rule: rule.map(|rule| rule.location.to_string()),
+            layer: rule.map(|rule| rule.layer.to_string()),
             violation,
             proto: Some(protocol(flow.proto)),
             dst,
@@ -412,6 +413,7 @@ impl Recorder {
                 names::Verdict::Deny => Verdict::Deny,
             },
             rule: question.rule.as_ref().map(Location::to_string),
+            layer: question.rule.as_ref().and_then(|rule| self.layer(rule)),
             violation: question.violation,
             proto: Some(protocol(key.proto)),
             dst: Some(Destination {
@@ -487,6 +489,13 @@ impl Recorder {
         })
     }
 
+    /// The layer of the policy that a rule is of.
+    fn layer(&self, rule: &Location) -> Option<String> {
+        let mut rules = self.policy.allow.iter().chain(&self.policy.deny);
+        let found = rules.find(|known| known.location == *rule);
+        found.map(|rule| rule.layer.to_string())
+    }
+
     /// What counts against the job: what was denied, but for what a rule excuses, what libraries do
     /// unasked (discovery by multicast, Multipath TCP) and what somebody else began.
     fn is_violation(&self, reason: Reason, rule: Option<&Rule>) -> bool {
@@ -522,7 +531,7 @@ impl Recorder {
     fn of_job(&self, message: &str) -> Event {
         Event {
             reason: Cow::Borrowed("job"),
-            message: Some(message.to_owned()),
+            message: Some(shown(message)),
             ..self.event(self.now(), Kind::Job, Reason::ALLOWED)
         }
     }
@@ -697,6 +706,7 @@ mod tests {
                     ("denied", Some(excused)),
                     "{fault:?}"
                 );
+                assert_eq!(event.layer.as_deref(), Some("repository"), "{fault:?}");
             } else {
                 assert_eq!(recorder.violations(), 1, "{fault:?}");
                 assert_eq!((&*event.reason, name), ("sni", None), "{fault:?}");

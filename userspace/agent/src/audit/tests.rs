@@ -514,6 +514,24 @@ fn an_event_is_the_same_after_it_is_read_back() {
 }
 
 #[test]
+fn a_question_has_the_layer_of_its_rule() {
+    let subject = subject("1", None);
+    let rule = subject.policy.allow[0].location.clone();
+    let mut recorder = Recorder::new(subject);
+    for rule in [Some(rule), None] {
+        let question = DnsEvent {
+            qtype: if rule.is_some() { "A" } else { "AAAA" }.to_owned(),
+            rule,
+            ..question("a.example.com", Reason::ALLOWED)
+        };
+        tell(&mut recorder, &Told::Dns(Box::new(question))).unwrap();
+    }
+    let tallies = recorder.summary().tallies;
+    let layers = tallies.iter().map(|tally| tally.event.layer.as_deref());
+    assert!(layers.eq([Some("repository"), None]));
+}
+
+#[test]
 fn a_log_of_another_job_or_with_a_changed_line_is_not_resumed() {
     let folder = Folder::new();
     let path = folder.log();

@@ -71,6 +71,8 @@ pub struct Config {
     /// Users that run CI runners: what they say of a job's repository decides which policy of the
     /// host it gets. What others say does not.
     pub runners: Vec<String>,
+    /// Who is held to jobs.
+    pub guard: Guard,
     /// Folder for what outlives the agent.
     pub state: PathBuf,
     /// Folder of the jobs' logs.
@@ -90,6 +92,14 @@ pub struct Config {
     pub retention: Retention,
 }
 
+/// Who is held to jobs: a way out of a fence is to have something outside of it run for the job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guard {
+    /// Users whose processes can have network sockets in jobs only.
+    pub users: Vec<String>,
+}
+
 /// How long logs of jobs that have ended are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -106,6 +116,7 @@ impl Default for Config {
             socket: SOCKET.into(),
             group: None,
             runners: Vec::new(),
+            guard: Guard::default(),
             state: "/var/lib/jobfence".into(),
             logs: "/var/log/jobfence".into(),
             cgroup: None,
@@ -204,6 +215,29 @@ impl Config {
     pub fn is_runner(&self, uid: u32) -> bool {
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         user.is_some_and(|user| self.runners.contains(&user.name))
+    }
+
+    /// The ids of the users that are held to jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Value`] when there is no such user, or it is root: what runs jobs would be held,
+    /// too.
+    pub fn guarded(&self, path: &Path) -> Result<Vec<u32>, ConfigError> {
+        let find = |name: &String| {
+            let problem = match User::from_name(name) {
+                Ok(Some(user)) if user.uid.is_root() => "root cannot be held to jobs".to_owned(),
+                Ok(Some(user)) => return Ok(user.uid.as_raw()),
+                Ok(None) => format!("there is no user {name}"),
+                Err(error) => format!("could not look up the user {name}: {error}"),
+            };
+            Err(ConfigError::Value {
+                path: path.to_owned(),
+                key: "guard",
+                problem,
+            })
+        };
+        self.guard.users.iter().map(find).collect()
     }
 
     /// The id of the group whose members are trusted.

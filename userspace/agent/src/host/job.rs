@@ -193,6 +193,8 @@ impl Job {
 
 /// What a process that is moved into a job can do there.
 pub(super) struct Means {
+    /// Whose it is, by the real user id.
+    pub(super) uid: Option<u32>,
     /// What its fence can be got around with.
     pub(super) reasons: Vec<String>,
     /// Its capabilities, by name.
@@ -202,9 +204,9 @@ pub(super) struct Means {
 }
 
 impl Means {
-    /// Of the process `pid`; `lsm` says whether sockets of every family are seen. What cannot be
-    /// read is taken for the worse.
-    pub(super) fn of(pid: Option<u32>, lsm: bool) -> Self {
+    /// Of the process `pid`; `lsm` says whether sockets of every family are seen, `guarded`
+    /// which users are held to jobs. What cannot be read is taken for the worse.
+    pub(super) fn of(pid: Option<u32>, lsm: bool, guarded: &[u32]) -> Self {
         let read =
             |file: &str| pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/{file}")).ok());
         let status = read("status").unwrap_or_default();
@@ -230,7 +232,17 @@ impl Means {
             if field("NoNewPrivs") != "1" {
                 reasons.push("the job can run set-uid programs, such as sudo".to_owned());
             }
-            reasons.push("processes of the job's user outside the job are not fenced".to_owned());
+            let uid = field("Uid")
+                .split_whitespace()
+                .next()
+                .and_then(|uid| uid.parse().ok());
+            if uid.is_none_or(|uid| !guarded.contains(&uid)) {
+                reasons.push(
+                    "processes of the job's user outside the job are not fenced: see `guard` in \
+                     agent.yml"
+                        .to_owned(),
+                );
+            }
         }
         if !lsm {
             reasons.push(
@@ -246,7 +258,13 @@ impl Means {
             let (name, value) = str::from_utf8(variable).ok()?.split_once('=')?;
             Some((name.to_owned(), value.to_owned()))
         });
+        let uid = field("Uid");
+        let uid = uid
+            .split_whitespace()
+            .next()
+            .and_then(|uid| uid.parse().ok());
         Self {
+            uid,
             reasons,
             capabilities: names
                 .iter_names()

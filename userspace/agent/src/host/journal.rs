@@ -43,6 +43,8 @@ pub(super) struct Record {
     pub(super) cgroup_id: u64,
     /// Who started it.
     pub(super) owner: u32,
+    /// Whose its processes are.
+    pub(super) uid: Option<u32>,
     /// What the CI system calls it.
     pub(super) labels: Labels,
     /// What its policy is made of.

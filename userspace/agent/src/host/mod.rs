@@ -27,13 +27,14 @@ mod tree;
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs, io,
+    net::IpAddr,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
-use jobfence_abi::MAX_JOBS;
+use jobfence_abi::{MAX_JOBS, Reason};
 use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
@@ -49,7 +50,7 @@ use crate::{
         server,
     },
     job::{
-        cgroup::{Cgroup, CgroupError},
+        cgroup::{self, Cgroup, CgroupError},
         probe,
         process::{self, Processes},
     },
@@ -123,6 +124,8 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> HostError {
 pub struct Host {
     this: Weak<Self>,
     config: Config,
+    /// Users that are held to jobs.
+    guarded: Vec<u32>,
     render: fn(&Summary) -> String,
     kernel: Mutex<Kernel>,
     tries: Tries,
@@ -179,6 +182,7 @@ impl Host {
     /// [`HostError`].
     pub async fn open(
         config: Config,
+        guarded: Vec<u32>,
         render: fn(&Summary) -> String,
     ) -> Result<Arc<Self>, HostError> {
         for folder in [&config.state, &config.logs] {
@@ -193,6 +197,7 @@ impl Host {
         let readable = events.watch()?;
         let host = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
+            guarded,
             render,
             tries: kernel.tries(),
             readable,
@@ -209,6 +214,7 @@ impl Host {
             config,
         });
         host.take_up().await?;
+        lock(&host.kernel).guard(&cgroup::outermost()?, &host.guarded)?;
         Ok(host)
     }
 
@@ -307,10 +313,34 @@ impl Host {
     /// Takes a batch of attempts, of whatever jobs, and says whether there may be more.
     fn drain(&self) -> bool {
         lock(&self.events).drain(|event, name| {
-            let job = lock(&self.jobs).by_slot.get(&event.slot).cloned();
-            // Without one: the last packets of a job that has ended.
+            let job = match event.reason {
+                Reason::OUTSIDE_JOB => self.suspect(event.uid),
+                _ => lock(&self.jobs).by_slot.get(&event.slot).cloned(),
+            };
+            if job.is_none() && event.reason == Reason::OUTSIDE_JOB {
+                tracing::warn!(
+                    uid = event.uid,
+                    pid = event.pid,
+                    to = %IpAddr::from(event.flow.dst),
+                    port = event.flow.port,
+                    "refused a socket outside every job"
+                );
+            }
+            // Without one: also the last packets of a job that has ended.
             job.is_none_or(|job| job.take(event, name))
         })
+    }
+
+    /// The job that something outside every job must have been done for: the only one of the user
+    /// `uid`.
+    fn suspect(&self, uid: u32) -> Option<Arc<Job>> {
+        let jobs = lock(&self.jobs);
+        let mut of_user = jobs
+            .by_id
+            .values()
+            .filter(|job| job.parts().record.uid == Some(uid));
+        let job = of_user.next()?;
+        of_user.next().is_none().then(|| Arc::clone(job))
     }
 
     /// Ends jobs that are over, and takes down the fences of those whose last socket is gone.

@@ -190,7 +190,7 @@ impl Host {
         policy: Policy,
         slot: Slot,
     ) -> Result<(Arc<Job>, Means), HostError> {
-        let mut means = Means::of(order.pid, lock(&self.kernel).has_lsm());
+        let mut means = Means::of(order.pid, lock(&self.kernel).has_lsm(), &self.guarded);
         let id = &order.id;
         let cgroup = Cgroup::make_in(&self.parent(order.pid)?, &format!("jobfence-{id}"))?;
         let undo = Undo(Some(&cgroup));
@@ -201,6 +201,7 @@ impl Host {
             cgroup: cgroup.path().to_owned(),
             cgroup_id: cgroup.id().map_err(failed("look at the job's cgroup"))?,
             owner,
+            uid: means.uid,
             labels: order.labels,
             sources,
             closed,
@@ -547,7 +548,7 @@ impl Host {
         let slot = self.tries.open(record.slot)?;
         let fence = lock(&self.kernel).take_up(&record.id, record.cgroup_id, record.slot)?;
         let log = Log::reopen(&self.log_path(&record.id))?;
-        let means = Means::of(record.runner.map(|runner| runner.pid), true);
+        let means = Means::of(record.runner.map(|runner| runner.pid), true, &self.guarded);
         let resumed = |subject| {
             Ok(Recorder::resume(Subject {
                 log: Some(log),

@@ -51,6 +51,7 @@ use aya::maps::CgroupStorage;
 
 mod destroy;
 mod events;
+mod guard;
 mod pins;
 
 pub use destroy::Connections;
@@ -85,13 +86,14 @@ const COUNTERS_BYTES: usize = size_of::<Counters>();
 const SOCKET_BYTES: usize = size_of::<Socket>();
 
 /// The maps that are pinned for a daemon: all there are.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "SLOTS",
     "JOBS",
     "ADDRESSES",
     "NAMES",
     "COUNTERS",
     "CLIENTS",
+    "GUARDED",
     "EVENTS",
     "SOCKETS",
     "STREAMS",
@@ -237,6 +239,7 @@ pub struct Kernel {
     sockets: SkStorage<MapData, [u8; SOCKET_BYTES]>,
     tries: Tries,
     clients: Arc<Mutex<ClientMap>>,
+    guarded: BpfHashMap<MapData, u32, u8>,
 }
 
 /// Whether the kernel was started with BPF among its security modules, as securityfs tells it.
@@ -301,16 +304,26 @@ impl Kernel {
         let types = lsm_listed().then(|| thread::spawn(Btf::from_sys_fs));
         // The object touches no kernel structure, so nothing else needs them.
         let mut ebpf = loader.btf(None).load(OBJECT).map_err(Box::new)?;
+        // What is outside of jobs is the daemon's affair alone.
+        let guards = match keeper {
+            Keeper::Run => &[][..],
+            Keeper::Agent => &guard::PROGRAMS[..],
+        };
+        let wanted: Vec<_> = PROGRAMS
+            .iter()
+            .map(|(name, _)| name)
+            .chain(guards)
+            .collect();
         // Verifying takes most of the start, and the kernel verifies for several threads at once.
         thread::scope(|scope| {
             let threads: Vec<_> = ebpf
                 .programs_mut()
                 .filter_map(|(name, program)| {
-                    let (name, _) = *PROGRAMS.iter().find(|(known, _)| *known == name)?;
+                    let name = wanted.iter().find(|known| ***known == name)?;
                     Some(scope.spawn(move || load_program(name, program)))
                 })
                 .collect();
-            if threads.len() != PROGRAMS.len() {
+            if threads.len() != wanted.len() {
                 return Err(KernelError::Missing("program"));
             }
             threads
@@ -336,6 +349,7 @@ impl Kernel {
                 names: Arc::new(Mutex::new(take(&mut ebpf, "NAMES")?)),
             },
             clients: Arc::new(Mutex::new(take(&mut ebpf, "CLIENTS")?)),
+            guarded: take(&mut ebpf, "GUARDED")?,
             ebpf,
         })
     }
@@ -559,7 +573,7 @@ impl Kernel {
                     .map_err(failed)?;
                 link.try_into().map_err(unpinnable)
             }
-            "sock_create" => {
+            "sock_create" | "guard_create" => {
                 let program = <&mut CgroupSock>::try_from(program).map_err(failed)?;
                 let link = program
                     .attach(folder, mode)
@@ -610,7 +624,9 @@ impl Kernel {
 fn load_program(name: &'static str, program: &mut Program) -> Result<(), KernelError> {
     let loaded = match name {
         "egress" => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
-        "sock_create" => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),
+        "sock_create" | "guard_create" => {
+            <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load)
+        }
         _ => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
     };
     loaded.map_err(|source| KernelError::Program {

@@ -116,7 +116,15 @@ impl Pins {
 
 /// The folder for maps that outlive their agent, made if it is not there.
 pub(super) fn maps() -> Result<PathBuf, (PathBuf, io::Error)> {
-    let folder = root().join("maps");
+    make(root().join("maps"))
+}
+
+/// The folder for the links that hold users to their jobs, made if it is not there.
+pub(super) fn guard() -> Result<PathBuf, (PathBuf, io::Error)> {
+    make(root().join("guard"))
+}
+
+fn make(folder: PathBuf) -> Result<PathBuf, (PathBuf, io::Error)> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
