@@ -7,6 +7,7 @@
 //! - [`connect`]: the destination that a process names, and the way to the job's resolver
 //! - [`packet`]: the destination that a packet really has, which is what counts
 //! - [`payload`]: the name that a connection's payload gives
+//! - [`upload`]: how much a job sends
 //! - [`guard`]: sockets outside every job
 //! - [`rules`]: how [`jobfence_abi::decide`], the decision itself, asks the kernel
 //! - [`report`]: the record of every attempt
@@ -28,6 +29,7 @@ mod process;
 mod report;
 mod rules;
 mod socket;
+mod upload;
 
 use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm_cgroup},
@@ -100,6 +102,12 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::restore(&ctx, Family::V6)
+}
+
+/// Packets of a job that may send so much and no more.
+#[cgroup_skb(egress)]
+pub fn upload(ctx: SkBuffContext) -> i32 {
+    upload::egress(&ctx)
 }
 
 /// `socket()` outside every job.

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use jobfence_abi::{
     Addr, Client, ClientKey, Counters, Grants, Job, MAX_ADDRESSES, MAX_GUARDED, MAX_JOBS,
-    MAX_NAMES, NAME_KEY_LEN, RING_BYTES, Socket, Stream,
+    MAX_NAMES, MAX_UPLOADS, NAME_KEY_LEN, RING_BYTES, Socket, Stream, UploadKey,
 };
 
 #[expect(
@@ -55,6 +55,12 @@ pub(crate) static COUNTERS: Array<Counters, { MAX_JOBS as usize }> = Array::new(
 /// Users whose sockets belong into jobs, by their ids in the initial user namespace.
 #[btf_map]
 pub(crate) static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }> = HashMap::new();
+
+/// Bytes that jobs with a limit have sent, by address. The agent removes a job's entries when it has
+/// ended. Entries are made as they are needed, since most hosts need none.
+#[btf_map]
+pub(crate) static UPLOADS: HashMap<UploadKey, u64, { MAX_UPLOADS as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 /// Who sent a question to a resolver. Written before the question's packet is delivered; the
 /// least recently used go first, and a resolver looks up at once.

@@ -278,7 +278,7 @@ fn glance(skb: *const __sk_buff) -> Option<(Flow, bool)> {
 
 /// Reads the header. `skb->protocol` is not looked at: the version is in the first byte.
 #[inline(always)]
-fn read(skb: *mut __sk_buff) -> Header {
+pub(crate) fn read(skb: *mut __sk_buff) -> Header {
     let mut header = Header {
         flow: Flow::NONE,
         source: Addr { words: [0; 4] },

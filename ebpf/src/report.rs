@@ -296,8 +296,7 @@ pub(crate) fn count(slot: u32, counter: Counter) {
     }
 }
 
-/// Adds one, atomically. Rust offers no read-modify-write atomics for this target, so the
-/// instruction is named.
+/// Adds one, atomically.
 ///
 /// # Safety
 ///
@@ -305,11 +304,23 @@ pub(crate) fn count(slot: u32, counter: Counter) {
 #[inline(always)]
 unsafe fn increment(field: *mut u64) {
     // SAFETY: by the contract.
+    unsafe { increment_by(field, 1) };
+}
+
+/// Adds to a field, atomically. Rust offers no read-modify-write atomics for this target, so the
+/// instruction is named.
+///
+/// # Safety
+///
+/// `field` must be aligned, and in a map entry.
+#[inline(always)]
+pub(crate) unsafe fn increment_by(field: *mut u64, more: u64) {
+    // SAFETY: by the contract.
     unsafe {
         core::arch::asm!(
-            "lock *(u64 *)({field} + 0) += {one}",
+            "lock *(u64 *)({field} + 0) += {more}",
             field = in(reg) field,
-            one = in(reg) 1_u64,
+            more = in(reg) more,
         );
     }
 }

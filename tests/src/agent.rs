@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
     os::unix::net::UnixDatagram,
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{Internet, Output, binary, run, slowness};
@@ -55,9 +56,30 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// When it is not ready in time; with what it said.
     pub fn restart(&mut self) -> Result<()> {
+        let socket = self.launch()?;
+        let mut state = [0; 256];
+        // With a limit of time, the kernel does not begin again by itself (signal(7)).
+        let received = loop {
+            match socket.recv(&mut state) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received,
+            }
+        };
+        let heard = received.map(|length| &state[..length] == b"READY=1");
+        match heard {
+            Ok(true) => Ok(()),
+            heard => bail!("the daemon is not ready: {heard:?}\n{}", self.said()),
+        }
+    }
+
+    /// Starts the daemon again, and does not wait: the socket is where it says that it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self) -> Result<UnixDatagram> {
         let notify = self.folder.join("notify.sock");
         if let Err(error) = fs::remove_file(&notify) {
-            ensure!(error.kind() == std::io::ErrorKind::NotFound, "{error}");
+            ensure!(error.kind() == ErrorKind::NotFound, "{error}");
         }
         let socket = UnixDatagram::bind(&notify).context("cannot bind the notify socket")?;
         socket.set_read_timeout(Some(DEADLINE * slowness()))?;
@@ -75,14 +97,16 @@ impl<'a> Agent<'a> {
             .stdout(said.try_clone()?)
             .stderr(said);
         self.child = Some(command.spawn().context("cannot start the daemon")?);
-        let mut state = [0; 256];
-        let heard = socket
-            .recv(&mut state)
-            .map(|length| &state[..length] == b"READY=1");
-        match heard {
-            Ok(true) => Ok(()),
-            heard => bail!("the daemon is not ready: {heard:?}\n{}", self.said()),
-        }
+        Ok(socket)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("no daemon")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
     /// Kills the daemon, and waits until it is gone.
@@ -108,6 +132,12 @@ impl<'a> Agent<'a> {
     #[must_use]
     pub fn said(&self) -> String {
         fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
     }
 
     /// Its folder, with `logs` and `state`.

@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::ErrorKind,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -25,6 +25,7 @@ pub struct Fence<'a> {
     log: PathBuf,
     through: Vec<String>,
     options: Vec<String>,
+    agent: Option<PathBuf>,
     user: String,
     stdin: Stdio,
 }
@@ -56,6 +57,7 @@ impl<'a> Fence<'a> {
             log: internet.dir().join(format!("events-{count}.jsonl")),
             through: Vec::new(),
             options: Vec::new(),
+            agent: Some("none".into()),
             user: "nobody".to_owned(),
             stdin: Stdio::null(),
         })
@@ -79,6 +81,14 @@ impl<'a> Fence<'a> {
     #[must_use]
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Has the agent at `socket` hold the job; without it, the one that jobfence finds. Else none
+    /// does, also where the machine has one.
+    #[must_use]
+    pub fn agent(mut self, socket: Option<PathBuf>) -> Self {
+        self.agent = socket;
         self
     }
 
@@ -106,6 +116,11 @@ impl<'a> Fence<'a> {
             .arg("--log")
             .arg(&self.log)
             .args(["--user", &self.user])
+            .args(
+                self.agent
+                    .iter()
+                    .flat_map(|socket| [Path::new("--agent"), socket]),
+            )
             .args(self.options)
             .arg("--")
             .args(command)

@@ -12,7 +12,7 @@ use std::{
     process::{self, Command, Stdio},
     sync::{
         Arc, Mutex, Once,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -114,6 +114,7 @@ impl Internet {
         fs::write(dir.join("ca.pem"), &authority.pem)?;
         let world = Arc::new(World {
             zone: Zone::new(),
+            silent: AtomicBool::new(false),
             roots: Mutex::default(),
             authority,
         });
@@ -214,6 +215,11 @@ impl Internet {
     /// begins with `*.` is a wildcard.
     pub fn add_record(&self, owner: &str, data: Data) {
         self.world.zone.add(owner, data);
+    }
+
+    /// Lets the DNS servers take questions and not answer them, or answer again.
+    pub fn silence_dns(&self, silent: bool) {
+        self.world.silent.store(silent, Ordering::Relaxed);
     }
 
     /// Lets the web servers answer for `name` with the files below `root`.

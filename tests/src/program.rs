@@ -169,5 +169,6 @@ pub const fn job(state: JobState) -> Job {
         key: 1,
         rate: 0,
         pad: 0,
+        upload: 0,
     }
 }

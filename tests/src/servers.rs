@@ -5,7 +5,10 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -27,6 +30,8 @@ use crate::{
 /// What the servers know.
 pub(crate) struct World {
     pub(crate) zone: Zone,
+    /// Whether no question gets an answer.
+    pub(crate) silent: AtomicBool,
     pub(crate) roots: Roots,
     pub(crate) authority: Authority,
 }
@@ -143,6 +148,9 @@ fn conversation(mut stream: TcpStream, local: SocketAddr, world: &World) -> Resu
             let mut message = vec![0; u16::from_be_bytes(len).into()];
             stream.read_exact(&mut message)?;
             let at = local.ip().to_canonical();
+            if world.silent.load(Ordering::Relaxed) {
+                continue;
+            }
             let Some(reply) = dns::reply(&world.zone, at, &message, false) else {
                 break;
             };
@@ -165,7 +173,9 @@ fn datagrams(socket: &UdpSocket, world: &World) {
     };
     while let Ok((len, from)) = socket.recv_from(&mut buffer) {
         let message = &buffer[..len];
-        let reply = if local.port() == 53 {
+        let reply = if local.port() == 53 && world.silent.load(Ordering::Relaxed) {
+            None
+        } else if local.port() == 53 {
             dns::reply(&world.zone, local.ip(), message, true)
         } else {
             Some(message.to_vec())

@@ -1,9 +1,9 @@
 //! `jobfence agent`: many jobs at once, which outlive it.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::Result;
-use jobfence_tests::{Agent, Internet, Shell, addresses::BLOCKED, eventually};
+use jobfence_tests::{Agent, Internet, Shell, addresses::BLOCKED, eventually, run};
 use serde_json::Value;
 
 /// The default job may reach `allowed.test` on the web ports.
@@ -61,11 +61,11 @@ fn a_process_tree_becomes_a_job_and_is_held_to_its_policy() -> Result<()> {
 const TALKER: &str = "
 import os, socket, sys, time
 s = socket.create_connection((sys.argv[1], 22), 5)
-s.recv(100)
+answers = s.makefile('rb')
+answers.readline()
 while True:
-    if os.path.exists('stop'): break
     s.sendall(b'x')
-    assert s.recv(1) == b'x'
+    assert answers.read(1) == b'x'
     open('beat.new', 'w').write(str(time.monotonic()))
     os.rename('beat.new', 'beat')
     time.sleep(0.01)
@@ -91,7 +91,11 @@ jobs:
     fs::write(&talker, TALKER)?;
     shell.run("python3 talker.py 198.51.100.10 >talk 2>&1 &")?;
     let beat = internet.home().join("beat");
-    eventually("the connection works", || beat.exists());
+    eventually("the connection works", || {
+        let said = fs::read_to_string(internet.home().join("talk")).unwrap_or_default();
+        assert_eq!(said, "");
+        beat.exists()
+    });
 
     agent.kill()?;
     let mark = internet.mark();
@@ -153,7 +157,7 @@ fn eight_jobs_know_nothing_of_each_other() -> Result<()> {
         let ports = (8000..8008).map(|port| format!("http://allowed.test:{port}/"));
         let urls: Vec<_> = ports.collect();
         shell.begin(&format!(
-            "for url in {}; do curl -sS -m 5 -o /dev/null -w '%{{http_code}} ' $url; done",
+            "for url in {}; do curl -sS -m 5 -o /dev/null -w ' http=%{{http_code}} ' $url; done",
             urls.join(" ")
         ))?;
     }
@@ -161,7 +165,7 @@ fn eight_jobs_know_nothing_of_each_other() -> Result<()> {
         let (_, said) = shell.end()?;
         let codes: Vec<_> = said
             .split_whitespace()
-            .filter(|word| ["200", "000"].contains(word))
+            .filter_map(|word| word.strip_prefix("http="))
             .collect();
         let expected: Vec<_> = (0..8)
             .map(|port| if port == number { "200" } else { "000" })
@@ -249,5 +253,128 @@ for attempt in (lambda: tcp.connect(('{0}', 80)), lambda: udp.sendto(b'x', ('{0}
         "{denied:#?}"
     );
     assert!(denied.iter().all(|event| event["violation"] == true));
+    Ok(())
+}
+
+#[test]
+fn limits_are_kept_and_hitting_one_is_a_violation() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let upload = "head -c 200000 /dev/zero | curl -sS -m 5 -o /dev/null --data-binary @- \
+                  http://allowed.test/";
+    let names = "for n in 1 2 3; do getent ahostsv4 n$n.wild.test >/dev/null; echo $?; done";
+    let addresses = "for n in 1 2 3 4 5 6; do getent ahostsv4 changing.test >/dev/null; echo $?; \
+                     sleep 1.1; done";
+    let policy = |limits: &str| {
+        format!(
+            "version: 1\nlimits: {{{limits}}}\njobs: {{default: {{allow: [{{host: '*.wild.test'}}, \
+             {{host: changing.test}}, {{host: allowed.test, ports: [80]}}]}}}}\n"
+        )
+    };
+    for (limits, command, free) in [
+        ("upload: 100kB", upload, "upload: 1MB"),
+        ("names: 2", names, "names: 3"),
+        ("addresses: 3", addresses, "addresses: 100"),
+    ] {
+        let [held, free] = [limits, free].map(|limits| -> Result<_> {
+            let mut shell = Shell::new(&internet)?;
+            let name = limits.replace(|c: char| !c.is_ascii_alphanumeric(), "");
+            let id = agent.fence(&shell, &name, &policy(limits))?;
+            let (_, said) = shell.run(command)?;
+            let (code, output) = agent.finish(&id)?;
+            let events = agent.log(&id)?;
+            Ok((code, denials(&events, "limit").len(), said, output))
+        });
+        let (code, refused, said, output) = free?;
+        assert_eq!(
+            (code, refused),
+            (Some(0), 0),
+            "{limits} is not reached: {said} {output:?}"
+        );
+        let (code, refused, said, output) = held?;
+        assert_eq!(code, Some(110), "{limits}: {said} {output:?}");
+        assert!(refused > 0, "{limits}: {said} {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_job_can_narrow_itself_once() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let id = agent.fence(&shell, "one", POLICY)?;
+    let https = "curl -sS -m 5 -o /dev/null https://allowed.test/";
+    let http = "curl -sS -m 5 -o /dev/null http://allowed.test/";
+    for url in [https, http] {
+        let (status, said) = shell.run(url)?;
+        assert_eq!(status, 0, "{said}");
+    }
+    // Allows port 80 no more, and something that the job could not reach before.
+    let narrow =
+        "version: 1\njobs: {default: {allow: [{host: allowed.test}, {host: blocked.test}]}}\n";
+    fs::write(internet.home().join("narrow.yml"), narrow)?;
+    let command = agent.command(&["narrow", "--policy", "narrow.yml"])?;
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .skip_while(|word| !word.to_string_lossy().ends_with("jobfence"))
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let words = words.join(" ");
+    let (status, said) = shell.run(&words)?;
+    assert_eq!(status, 0, "{said}\n{}", agent.said());
+    let (status, said) = shell.run(https)?;
+    assert_eq!(status, 0, "{said}\n{}", agent.said());
+    let mark = internet.mark();
+    assert_ne!(shell.run(http)?.0, 0, "narrowed away");
+    assert_ne!(
+        shell.run("curl -sS -m 5 https://blocked.test/")?.0,
+        0,
+        "never was allowed"
+    );
+    let arrived = internet.since(mark);
+    assert!(
+        arrived.port(80).is_empty() && arrived.to(BLOCKED.v4).is_empty(),
+        "{arrived:?}"
+    );
+    assert_ne!(shell.run(&words)?.0, 0, "once");
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(code, Some(110), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn prometheus_is_told_what_happened() -> Result<()> {
+    let internet = Internet::new()?;
+    let socket = internet.dir().join("metrics.sock");
+    let socket = socket.to_string_lossy();
+    let agent = Agent::start(&internet, &format!("metrics: {{unix: {socket}}}\n"))?;
+    let scrape = |path: &str| -> Result<String> {
+        let mut curl = internet.command("curl");
+        let url = format!("http://agent{path}");
+        curl.args(["-sS", "-m", "5", "-f", "--unix-socket", &socket, &url]);
+        Ok(run(&mut curl, Duration::from_secs(10))?.stdout)
+    };
+    let mut shell = Shell::new(&internet)?;
+    let id = agent.fence(&shell, "one", POLICY)?;
+    shell.run(&format!("curl -sS -m 5 http://{}/", BLOCKED.v4))?;
+    let running = scrape("/metrics")?;
+    for line in ["jobfence_jobs 1", "jobfence_jobs_started_total 1"] {
+        assert!(
+            running.lines().any(|found| found == line),
+            "{line}: {running}"
+        );
+    }
+    assert_eq!(agent.finish(&id)?.0, Some(110));
+    let ended = scrape("/metrics")?;
+    for line in [
+        "jobfence_jobs 0",
+        "jobfence_jobs_ended_total{verdict=\"violated\"} 1",
+        "jobfence_violations_total 1",
+        "jobfence_attempts_total{record=\"lost\"} 0",
+    ] {
+        assert!(ended.lines().any(|found| found == line), "{line}: {ended}");
+    }
+    assert_eq!(scrape("/")?, "", "there is nothing else");
     Ok(())
 }

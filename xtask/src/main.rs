@@ -70,6 +70,9 @@ enum Task {
         /// Try only attacks whose name contains this.
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
+        /// Try them as jobs of an agent, each of its own.
+        #[arg(long)]
+        agent: bool,
     },
     /// Set up, build, and measure what a fence costs, beside its budgets.
     ///
@@ -157,7 +160,11 @@ fn run(task: Task) -> Result<()> {
                 .exec();
             Err(error).context("run the demonstration")
         }
-        Task::Attack { markdown, filter } => attack(markdown, filter.as_deref()),
+        Task::Attack {
+            markdown,
+            filter,
+            agent,
+        } => attack(markdown, filter.as_deref(), agent),
         Task::Bench { quick, json, only } => bench(quick, json, only.as_deref()),
         Task::Registries => match env::var_os("JOBFENCE_BIN") {
             Some(binary) => registries::run(binary.as_ref()),
@@ -173,7 +180,7 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-fn attack(markdown: bool, filter: Option<&str>) -> Result<()> {
+fn attack(markdown: bool, filter: Option<&str>, agent: bool) -> Result<()> {
     setup::run(setup::Options::default())?;
     let binary = match env::var_os("JOBFENCE_BIN") {
         Some(binary) => binary.into(),
@@ -187,6 +194,7 @@ fn attack(markdown: bool, filter: Option<&str>) -> Result<()> {
         .args(["run", "-p", "jobfence-tests", "--bin", "attack", "--"])
         .args(markdown.then_some("--markdown"))
         .args(filter.map(|text| text.replace(' ', "_")))
+        .envs(agent.then_some(("JOBFENCE_TEST_AGENT", "1")))
         .env("JOBFENCE_BIN", binary);
     sh::run(&mut attack).context("some attacks succeeded, or could not be tried")
 }

@@ -162,6 +162,7 @@ mod tests {
         key: 7,
         rate: 0,
         pad: 0,
+        upload: 0,
     };
 
     fn addr(text: &str) -> Addr {

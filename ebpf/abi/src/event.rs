@@ -177,8 +177,10 @@ reasons! {
     DNS_TYPE = 66, "dns-type";
     /// The answer held private addresses. Given by the resolver.
     PRIVATE_ADDRESS = 67, "private-address";
-    /// A limit of the job. Given by the agent.
+    /// A limit of the job.
     LIMIT = 68, "limit";
+    /// The rule that allowed it does not hold any more. Given by the agent.
+    EXPIRED = 70, "expired";
     /// The upstream resolvers gave no answer. Given by the resolver.
     UPSTREAM = 69, "upstream";
 }

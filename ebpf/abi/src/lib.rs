@@ -30,7 +30,8 @@ pub use event::{COMM_LEN, Event, Hook, NamedEvent, Reason, decode};
 pub use family::{AF_NETLINK, FAMILIES, NETLINK, is_family_allowed};
 pub use maps::{
     Checks, Client, ClientKey, Counters, Flow, Grants, Job, JobState, MAX_ADDRESSES, MAX_GUARDED,
-    MAX_JOBS, MAX_NAMES, MAX_RANGES, PortRange, RING_BYTES, Redirect, Socket,
+    MAX_JOBS, MAX_NAMES, MAX_RANGES, MAX_UPLOADS, PortRange, RING_BYTES, Redirect, Socket,
+    UploadKey,
 };
 pub use stream::{Bytes, Fault, NAME_KEY_LEN, NAME_ROOM, NameKey, Step, Stream};
 

@@ -8,6 +8,9 @@ use crate::{Addr, COMM_LEN};
 /// what an unwritten cgroup storage names, and a job in no known state is denied everything.
 pub const MAX_JOBS: u32 = 1024;
 
+/// Addresses at which uploads of all jobs with a limit are counted.
+pub const MAX_UPLOADS: u32 = 65_536;
+
 /// Users whose sockets can be held to jobs.
 pub const MAX_GUARDED: u32 = 1024;
 
@@ -21,7 +24,7 @@ pub const MAX_NAMES: u32 = 16_384;
 pub const MAX_RANGES: usize = 16;
 
 /// Bytes of the ring buffer, a power of two and a multiple of the page size.
-pub const RING_BYTES: u32 = 1 << 20;
+pub const RING_BYTES: u32 = 1 << 21;
 
 /// Where a packet, or a socket's next packet, goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -243,6 +246,8 @@ pub struct Job {
     pub rate: u32,
     /// Zero.
     pub pad: u32,
+    /// Bytes that it may send to one address, headers included; 0 for no limit.
+    pub upload: u64,
 }
 
 impl Job {
@@ -343,6 +348,16 @@ pub struct Redirect {
     pub port: u32,
 }
 
+/// What is counted: the key of the map of uploads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct UploadKey {
+    /// [`Job::id`].
+    pub job: u32,
+    /// Destination address.
+    pub addr: Addr,
+}
+
 /// Names one question's sender to the resolver: the key of the client map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -376,7 +391,7 @@ const _: () = {
     assert!(offset_of!(Flow, proto) == 18);
     assert!(size_of::<PortRange>() == 6 && align_of::<PortRange>() == 2);
     assert!(size_of::<Grants>() == 6 * MAX_RANGES);
-    assert!(size_of::<Job>() == 32 && offset_of!(Job, resolver_v4) == 8);
+    assert!(size_of::<Job>() == 40 && offset_of!(Job, resolver_v4) == 8);
     assert!(size_of::<Counters>() == 48 && align_of::<Counters>() == 8);
     assert!(size_of::<Redirect>() == 20);
     assert!(size_of::<Socket>() == 96 && offset_of!(Socket, redirect) == 76);

@@ -5,6 +5,8 @@
 //! command and a proof of its success, which is what others see of it: packets that reached
 //! the net side, or the answer of somebody whom the job must not reach. It passes when the proof
 //! is there without the fence, is not there in it, and the fence said what the table expects.
+//!
+//! With `JOBFENCE_TEST_AGENT` in the environment, each is tried as a job of an agent of its own.
 
 mod around;
 mod names;
@@ -13,6 +15,7 @@ mod policy;
 mod shared;
 
 use std::{
+    env,
     fmt::{self, Display, Formatter},
     net::IpAddr,
     os::unix::fs::symlink,
@@ -25,8 +28,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    Arrivals, Data, Fence, Fenced, Internet, Output, Protocol, addresses::Host, binary, eventually,
-    run, slowness,
+    Agent, Arrivals, Data, Fence, Fenced, Internet, Output, Protocol, addresses::Host, binary,
+    eventually, run, slowness,
 };
 
 /// How long a command may take without the fence.
@@ -424,9 +427,16 @@ impl Attack {
             internet.attempts_since(start)
         );
 
+        let agent = match env::var_os("JOBFENCE_TEST_AGENT") {
+            Some(_) => Some(Agent::start(&internet, "")?),
+            None => None,
+        };
         let start = internet.mark();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let fence = Fence::new(&internet, self.policy)?.user(self.user);
+        let mut fence = Fence::new(&internet, self.policy)?.user(self.user);
+        if let Some(agent) = &agent {
+            fence = fence.agent(Some(agent.socket()));
+        }
         let fenced = fence.through(self.through).run(&words)?;
         let arrived = internet.attempts_since(start);
         let passed = self.proof.count(&arrived, &fenced.output);

@@ -1,6 +1,7 @@
 //! Tries every attack, and prints what came of each as a table.
 //!
 //! `attack [--markdown] [TEXT]`: as a table for a README; only those whose name has the text.
+//! `JOBFENCE_TEST_AGENT=1` has an agent hold the jobs.
 //! Exits with 1 when an attack succeeded, or could not be shown to succeed without the fence.
 #![forbid(unsafe_code)]
 

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -149,6 +149,59 @@ fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
+/// Makes a trie for longest-prefix matching, with keys and values of so many bytes.
+///
+/// # Errors
+///
+/// What bpf(2) says.
+pub(crate) fn make_trie(key: usize, value: usize, entries: u32) -> io::Result<OwnedFd> {
+    /// A command of bpf(2), `BPF_MAP_TYPE_LPM_TRIE` and `BPF_F_NO_PREALLOC`, which the kernel
+    /// demands of tries.
+    const MAP_CREATE: libc::c_int = 0;
+    const LPM_TRIE: u64 = 11;
+    const NO_PREALLOC: u64 = 1;
+
+    // `map_type` and `key_size`, `value_size` and `max_entries`, `map_flags`.
+    let key = u64::from(u32::try_from(key).map_err(io::Error::other)?);
+    let value = u64::from(u32::try_from(value).map_err(io::Error::other)?);
+    let entries = u64::from(entries);
+    let made = bpf(
+        MAP_CREATE,
+        &mut [LPM_TRIE | key << 32, value | entries << 32, NO_PREALLOC],
+    )?;
+    // SAFETY: the call has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+}
+
+/// Puts `maps` into the places `places` of the array of maps `array`. The kernel waits once for every
+/// program that might still use what was there (before Linux 6.8 once for each).
+///
+/// # Errors
+///
+/// What bpf(2) says. Some may have been put then.
+pub(crate) fn put_maps(array: BorrowedFd<'_>, places: &[u32], maps: &[OwnedFd]) -> io::Result<()> {
+    /// A command of bpf(2).
+    const MAP_UPDATE_BATCH: libc::c_int = 26;
+
+    let maps: Vec<u32> = maps
+        .iter()
+        .map(|map| map.as_raw_fd().unsigned_abs())
+        .collect();
+    if maps.len() != places.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let count = u64::try_from(places.len()).map_err(io::Error::other)?;
+    // `union bpf_attr.batch`: `in_batch` and `out_batch`, `keys`, `values`, `count` and `map_fd`,
+    // `elem_flags`, `flags`. Halves of a word are in the order of a little-endian machine.
+    let array = u64::from(array.as_raw_fd().unsigned_abs());
+    let (keys, values) = (places.as_ptr() as u64, maps.as_ptr() as u64);
+    bpf(
+        MAP_UPDATE_BATCH,
+        &mut [0, 0, keys, values, count | array << 32, 0, 0],
+    )
+    .map(drop)
+}
+
 /// Whether the pinned cgroup link at `path` is attached to nothing any more: its cgroup is removed
 /// and the last socket of it is gone (`bpf_cgroup_link_auto_detach`).
 ///
@@ -156,6 +209,15 @@ fn new_descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
 ///
 /// What bpf(2) says.
 pub(crate) fn is_detached(path: &Path) -> io::Result<bool> {
+    Ok(cgroup_of_link(path)? == 0)
+}
+
+/// The number of the cgroup that the pinned link at `path` is attached to; 0 for none any more.
+///
+/// # Errors
+///
+/// What bpf(2) says.
+pub(crate) fn cgroup_of_link(path: &Path) -> io::Result<u64> {
     /// Commands of bpf(2).
     const OBJ_GET: libc::c_int = 7;
     const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -177,7 +239,7 @@ pub(crate) fn is_detached(path: &Path) -> io::Result<bool> {
         OBJ_GET_INFO_BY_FD,
         &mut [fd | length << 32, info.as_mut_ptr() as u64],
     )?;
-    Ok(info[CGROUP_ID] == 0)
+    Ok(info[CGROUP_ID])
 }
 
 /// Programs that are attached to a cgroup for one kind of event.

@@ -55,6 +55,7 @@ pub(crate) struct JobArguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and not for long")]
 enum JobCommand {
     /// Make a job of a process tree, and print its id
     Start(StartArguments),
@@ -234,6 +235,7 @@ impl StartArguments {
         Ok(Start {
             id: self.id.unwrap_or_else(fresh_id),
             pid: self.pid,
+            launch: None,
             policy,
             job: self.job,
             labels: Labels {

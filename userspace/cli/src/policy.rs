@@ -14,16 +14,16 @@ use nix::{
     fcntl::OFlag,
     unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgroups},
 };
+use time::OffsetDateTime;
 
 /// Where a policy is looked for when none is given, in this order, from the working folder.
 const PLACES: [&str; 2] = [".jobfence.yml", ".github/jobfence.yml"];
 
-/// Reads the job `name` of the policy at `given`, or at the first place where there is one, as
-/// `account` may read it.
-pub(crate) fn load(given: Option<&Path>, name: Option<&str>, account: &Account) -> Result<Job> {
-    let path = find(given)?;
-    let bytes = read_as(&path, account)?;
-    Ok(Policy::parse(&path.to_string_lossy(), &bytes)?.job(name)?)
+/// Reads the job `name` of the policy at `path`, as `account` may read it.
+pub(crate) fn load(path: &Path, name: Option<&str>, account: &Account) -> Result<Job> {
+    let bytes = read_as(path, account)?;
+    let job = Policy::parse(&path.to_string_lossy(), &bytes)?.job(name)?;
+    Ok(job.retire(OffsetDateTime::now_utc().date()))
 }
 
 /// Reads the policy file at `path` as `account` may read it, for the agent.
@@ -60,7 +60,8 @@ fn read_as(path: &Path, account: &Account) -> Result<Vec<u8>> {
     })?)
 }
 
-fn find(given: Option<&Path>) -> Result<PathBuf> {
+/// The policy file that is `given`, or is at the first place where there is one.
+pub(crate) fn find(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = given {
         return Ok(path.to_owned());
     }

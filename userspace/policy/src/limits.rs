@@ -48,7 +48,7 @@ impl Default for Limits {
             names: 256,
             name_bytes: 4096,
             addresses: 4096,
-            events: 10_000,
+            events: 25_000,
             upload: None,
         }
     }

@@ -148,6 +148,16 @@ impl Log {
         }
     }
 
+    /// Appends the whole log of a job that has ended, which the host's agent has written.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Write`], also when it was moved away meanwhile. A part may be in it then.
+    pub fn append_all(mut self, log: &mut impl Read) -> Result<(), LogError> {
+        io::copy(log, &mut self.file).map_err(|source| failed(&self.path, source))?;
+        self.fault().map_or(Ok(()), Err)
+    }
+
     /// The line of an event.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{
 };
 
 use jobfence_abi::{self as abi, COMM_LEN, Client, Fault, Hook, NamedEvent, Reason, proto};
-use jobfence_policy::{AddrRule, Job, Location, Mode, Name, Rule};
+use jobfence_policy::{AddrRule, Cause, Clipped, Job, Location, Mode, Name, Rule};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -319,6 +319,9 @@ impl Recorder {
         let (reason, rule) = match behind {
             AddrRule::Denied(rule) if !report.reason.is_allowed() => (Reason::DENIED, Some(rule)),
             AddrRule::Allowed(rule) if report.reason.is_allowed() => (report.reason, Some(rule)),
+            AddrRule::Clipped(clipped) if !report.reason.is_allowed() => {
+                (of_clipped(clipped, report.reason), Some(&clipped.rule))
+            }
             _ => (report.reason, None),
         };
         let fault = report.fault.text();
@@ -635,6 +638,14 @@ fn monotonic() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
 }
 
+/// Why the kernel refused for `reason` what a rule would allow that does not hold.
+fn of_clipped(clipped: &Clipped, reason: Reason) -> Reason {
+    match clipped.by {
+        Cause::Expired if reason.is_about_rules() => Reason::EXPIRED,
+        _ => reason,
+    }
+}
+
 /// A command name, which ends at the first zero byte and can hold anything else.
 fn text(comm: &[u8; COMM_LEN]) -> String {
     let end = comm.iter().position(|&byte| byte == 0).unwrap_or(COMM_LEN);
@@ -656,12 +667,16 @@ mod tests {
     use super::*;
 
     fn recorder() -> Recorder {
+        Recorder::new(subject(None))
+    }
+
+    fn subject(log: Option<Log>) -> Subject {
         let text = "version: 1\njobs:\n  default:\n    allow: [{host: '*.example.com'}]\n    \
                     deny: [{host: telemetry.example.com, fail: false}]\n";
         let policy = Policy::parse("policy.yml", text.as_bytes())
             .and_then(|policy| policy.job(None))
             .unwrap_or_else(|error| panic!("{error}"));
-        Recorder::new(Subject {
+        Subject {
             job: JobName {
                 id: "1".to_owned(),
                 name: "default".to_owned(),
@@ -672,8 +687,8 @@ mod tests {
             table: Arc::default(),
             processes: Arc::default(),
             mask: Mask::new(std::iter::empty()),
-            log: None,
-        })
+            log,
+        }
     }
 
     /// A refusal in which `name` came to light.
@@ -712,6 +727,32 @@ mod tests {
                 assert_eq!((&*event.reason, name), ("sni", None), "{fault:?}");
                 assert_eq!(event.rule, None, "{fault:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumped_while_no_agent_ran_leaves_lines_in_order() {
+        let path = std::env::temp_dir().join(format!("jobfence-clock-{}", std::process::id()));
+        let day = Duration::from_secs(86_400);
+        let forwards = SystemTime::now() - monotonic() + day;
+        for epoch in [forwards, forwards - 2 * day] {
+            // What the clock said when the job began; since then it was set by a day.
+            let mut before = Recorder::new(subject(Some(Log::create(&path).unwrap())));
+            before.epoch = epoch;
+            before.job("begun").unwrap();
+            let first = before.now();
+            drop(before);
+            let mut after = Recorder::resume(subject(Some(Log::reopen(&path).unwrap()))).unwrap();
+            assert_eq!(after.epoch, epoch);
+            let mut named = refusal(Hook::CONNECT, Reason::NO_RULE, Fault::NONE, "");
+            named.event.monotonic_ns = u64::try_from(monotonic().as_nanos()).unwrap();
+            after.kernel(&named.event, None).unwrap();
+            let ts = after.ledger.tallies()[0].event.ts;
+            assert!(
+                first <= ts && ts < first + Duration::from_secs(60),
+                "{first:?} {ts:?}"
+            );
+            std::fs::remove_file(&path).unwrap();
         }
     }
 

@@ -16,7 +16,9 @@ use jobfence_abi::{Addr, Client, Fault as Said, Flow, Hook, NAME_ROOM, NamedEven
 use jobfence_policy::Policy;
 use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 use zerocopy::FromZeros as _;
 
 use super::{
@@ -682,14 +684,33 @@ fn can_mount() -> bool {
     can
 }
 
-/// Mounts a file system of `bytes` at `path`, for this thread only and for as long as it lives.
-fn small_disk(path: &Path, bytes: u64) -> nix::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(io::Error::from).unwrap();
-    let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    mount("tmpfs", path, "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
-    Ok(())
+/// A small file system that only this thread sees, unmounted on drop.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts one of `bytes` at `path`.
+    fn mount(path: PathBuf, bytes: u64) -> Self {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).unwrap();
+        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        mount(
+            "tmpfs",
+            &path,
+            "tmpfs",
+            MountFlags::empty(),
+            size.as_c_str(),
+        )
+        .unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Files of it may be open still.
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
 }
 
 #[test]
@@ -732,9 +753,9 @@ fn a_full_disk_loses_no_attempt_and_leaves_no_part_of_a_line() {
     let folder = Folder::new();
     let disk = folder.0.join("disk");
     fs::create_dir(&disk).unwrap();
-    small_disk(&disk, 64 << 10).unwrap();
-    let path = disk.join("1.jsonl");
-    let ballast = disk.join("ballast");
+    let disk = SmallDisk::mount(disk, 64 << 10);
+    let path = disk.0.join("1.jsonl");
+    let ballast = disk.0.join("ballast");
     let mut recorder = Recorder::new(subject("1", Some(Log::create(&path).unwrap())));
     recorder.started(layers()).unwrap();
     fs::write(&ballast, vec![0; 32 << 10]).unwrap();

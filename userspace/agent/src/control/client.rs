@@ -73,6 +73,16 @@ pub enum ClientError {
     Refused(Refusal),
 }
 
+impl ClientError {
+    /// The answer is to another question.
+    pub(crate) fn unexpected(socket: &Path) -> Self {
+        Self::Lost {
+            socket: socket.to_owned(),
+            source: io::Error::other("it has answered another question"),
+        }
+    }
+}
+
 /// An answer, and what follows it.
 pub struct Reply {
     /// The answer; never [`Answer::Error`].

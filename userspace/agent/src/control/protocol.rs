@@ -41,7 +41,7 @@
 //! | caller | may |
 //! |---|---|
 //! | a process inside a job, whoever its user | `status` and `narrow` of that job |
-//! | root, members of the configured group | all but `narrow` |
+//! | root, members of the configured group | all but `narrow`; of them root alone `start` with `launch` |
 //! | any other user | `start` with the caller itself or an ancestor as `pid` and an id that begins with `u<uid>-`, all processes of that tree being its own; `status`, `finish`, `tail` and `list` of the jobs that it has started |
 //!
 //! A job that the caller may not see is answered like one that does not exist.
@@ -78,6 +78,10 @@ pub struct Envelope {
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and not for long"
+)]
 pub enum Request {
     /// Fence a process tree as a job.
     Start(Start),
@@ -181,10 +185,14 @@ pub struct Start {
     /// first no `-`. That of a caller who is not trusted begins with `u<uid>-`, so that nobody
     /// can take the id of another user's job.
     pub id: String,
-    /// The process that is moved into the job with all its descendants; without it the job begins
-    /// empty, for processes that root moves into its cgroup.
+    /// The process that is moved into the job with all its descendants, and with which the job ends;
+    /// without it the job begins empty, for processes that root moves into its cgroup.
     #[serde(default)]
     pub pid: Option<u32>,
+    /// The caller, root, starts the job's first process itself, in the job's cgroup, as `jobfence run`
+    /// does. `pid` is then the caller's own: the job ends with it, but nothing is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch: Option<Launch>,
     /// The repository's policy, as far as the caller is trusted to give it: root and members of the
     /// configured group are. From others it can only narrow what the host gives the job.
     #[serde(default)]
@@ -204,6 +212,19 @@ impl Start {
         check_text("job", self.job.as_deref().unwrap_or_default())?;
         self.labels.check()
     }
+}
+
+/// How a job's first process is launched: without capabilities that could undo the fence, in a user
+/// namespace of its own and under a filter for system calls.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// The user id that it runs as.
+    pub uid: u32,
+    /// Whether to record only (`true`) or to refuse (`false`), whatever the policy says; the host's
+    /// own policy has the last word.
+    #[serde(default)]
+    pub audit: Option<bool>,
 }
 
 /// What a CI system calls a job. All of it is the caller's word, and decides nothing but, where the

@@ -492,6 +492,13 @@ impl<J: Jobs> Server<J> {
     }
 
     async fn start(&self, peer: &Peer, caller: &Caller, order: Start) -> Result<Answer, Refusal> {
+        // Nobody else can put a process into the job, let alone one that is held as it says.
+        if order.launch.is_some() && (peer.uid() != 0 || order.pid != Some(peer.pid())) {
+            return Err(Refusal::new(
+                Code::Forbidden,
+                "only root launches a job's first process, and names itself as `pid`",
+            ));
+        }
         match (caller, order.pid) {
             (Caller::User(uid), pid) => {
                 let prefix = format!("u{uid}-");

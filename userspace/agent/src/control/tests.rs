@@ -490,6 +490,31 @@ fn a_user_makes_a_job_of_itself_and_of_what_is_above_it_alone() {
 }
 
 #[test]
+fn nobody_but_root_says_that_it_launches_a_job_and_only_that_it_does_itself() {
+    if !is_root("who launches a job") {
+        return;
+    }
+    let server = Server::start();
+    let launch = |pid: &str| {
+        format!(r#"{{"start":{{"id":"u60011-a","pid":{pid},"launch":{{"uid":60011}}}}}}"#)
+    };
+    let (uid, gid) = (ANN.to_string(), GROUP.to_string());
+    let member = [("UID", uid.as_str()), ("GROUPS", &gid)];
+    for answer in [
+        server.ask_as(ANN, &launch("SELF")),
+        server.ask_with(&member, &launch("SELF")),
+        server.ask_as(0, &launch("PARENT")),
+        server.ask_as(0, &launch("null")),
+    ] {
+        let message = refused(answer, Code::Forbidden);
+        assert!(message.contains("only root launches"), "{message}");
+    }
+    assert!(server.done().is_empty(), "{:?}", server.done());
+    let started = server.ask_as(0, &launch("SELF"));
+    assert!(matches!(started, Answer::Started(_)), "{started:?}");
+}
+
+#[test]
 fn a_user_cannot_take_the_id_of_anothers_job() {
     if !is_root("ids of users' jobs") {
         return;
@@ -871,6 +896,7 @@ fn many_callers_at_once_are_each_answered() {
                 let start = Start {
                     id: format!("j{index}"),
                     pid: None,
+                    launch: None,
                     policy: None,
                     job: None,
                     labels: Labels::default(),

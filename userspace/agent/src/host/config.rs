@@ -14,6 +14,7 @@ use nix::{
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::metrics::Listen;
 use crate::control::client::SOCKET;
 
 /// Where the configuration is, by custom.
@@ -90,6 +91,9 @@ pub struct Config {
     pub jobs: u32,
     /// How long logs are kept.
     pub retention: Retention,
+    /// Where numbers for Prometheus are to be had; nowhere by default.
+    #[serde(with = "serde_yaml::with::singleton_map")]
+    pub metrics: Option<Listen>,
 }
 
 /// Who is held to jobs: a way out of a fence is to have something outside of it run for the job.
@@ -125,6 +129,7 @@ impl Default for Config {
             presets: None,
             jobs: MAX_JOBS,
             retention: Retention::default(),
+            metrics: None,
         }
     }
 }

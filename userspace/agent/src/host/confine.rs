@@ -221,10 +221,14 @@ mod tests {
         errno::Errno,
         sched::{CloneFlags, unshare},
         sys::stat::{Mode, SFlag, mknod},
-        unistd::{Gid, Uid, chroot, geteuid, setresgid, setresuid},
+        unistd::{chroot, geteuid},
     };
 
-    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::{
+        mount::{MountPropagationFlags, mount_change},
+        process::{Gid, Uid},
+        thread::{set_thread_res_gid, set_thread_res_uid},
+    };
 
     use super::*;
 
@@ -248,19 +252,23 @@ mod tests {
     }
 
     fn attempt() {
-        let user = (Uid::from_raw(1), Gid::from_raw(1));
         for (what, came) in [
             ("a user namespace", unshare(CloneFlags::CLONE_NEWUSER)),
             ("a mount namespace", unshare(CloneFlags::CLONE_NEWNS)),
             ("chroot", chroot("/")),
             ("mknod", mknod("/tmp/x", SFlag::S_IFCHR, Mode::empty(), 0)),
-            ("setresuid", setresuid(user.0, user.0, user.0)),
-            ("setresgid", setresgid(user.1, user.1, user.1)),
         ] {
             assert_eq!(came, Err(Errno::EPERM), "{what}");
         }
-        let mounted = mount_change("/", MountPropagationFlags::PRIVATE);
-        assert_eq!(mounted, Err(rustix::io::Errno::PERM));
+        // Of this thread: the other one of the test is not confined.
+        let (uid, gid) = (Uid::from_raw(1), Gid::from_raw(1));
+        for (what, came) in [
+            ("mount", mount_change("/", MountPropagationFlags::PRIVATE)),
+            ("setresuid", set_thread_res_uid(uid, uid, uid)),
+            ("setresgid", set_thread_res_gid(gid, gid, gid)),
+        ] {
+            assert_eq!(came, Err(rustix::io::Errno::PERM), "{what}");
+        }
         let sets = capabilities(None).expect("capabilities");
         assert!(KEEPS.contains(sets.permitted) && sets.inheritable.is_empty());
     }

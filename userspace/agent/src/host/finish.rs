@@ -40,6 +40,8 @@ impl Host {
 
     async fn end_now(&self, job: &Job) -> Finished {
         let id = &job.id;
+        // Its policy does not change any more.
+        let _turn = job.narrowing.lock().await;
         let cgroup = job.cgroup.clone();
         let ended = spawn_blocking(move || cgroup.end()).await;
         // The questions and attempts that it had still time for.
@@ -103,7 +105,14 @@ impl Host {
             violations = summary.violations,
             "ended"
         );
+        let counters = counted.unwrap_or_default();
+        self.totals.end(&finished, &counters);
         self.keep(&finished);
+        if let Some(fence) = &*lock(&job.fence)
+            && let Err(error) = lock(&self.kernel).close(fence)
+        {
+            tracing::warn!(job = id, %error, "sockets of the job that others hold are not closed off");
+        }
         job.journal.remove();
         let slot = job.slot;
         let mut jobs = lock(&self.jobs);
@@ -111,6 +120,7 @@ impl Host {
         jobs.by_slot.remove(&slot);
         match lock(&job.fence).take() {
             Some(fence) => jobs.leaving.push(Leaving {
+                id: id.clone(),
                 fence,
                 slot,
                 cgroup: job.cgroup.clone(),

@@ -11,6 +11,7 @@ use std::{
 
 use jobfence_abi::{Counters, Event, NamedEvent, Reason};
 use jobfence_policy::{Job as Policy, OnViolation};
+use nix::unistd::{Uid, User};
 use rustix::thread::CapabilitySet;
 use tokio::sync::OnceCell;
 
@@ -21,7 +22,13 @@ use super::{
 use crate::{
     audit::log::LogError,
     control::protocol::{Finished, JobStatus, Phase},
-    job::{cgroup::Cgroup, live::Live},
+    job::{
+        advisory_reasons,
+        cgroup::Cgroup,
+        launch,
+        live::Live,
+        user::{Account, UserError},
+    },
     kernel::{Fence, Slot},
     names::{Resolver, Table},
 };
@@ -142,6 +149,8 @@ impl Job {
             self.fail(&fault.to_string());
             return true;
         }
+        // An agent was killed when it had written the end, and had nothing more to do.
+        let ended = recorder.has_ended();
         let emptied = !populated && self.populated.load(Ordering::Relaxed);
         let parts = self.parts();
         let orphaned = parts
@@ -149,7 +158,7 @@ impl Job {
             .runner
             .is_some_and(|runner| !tree::is_alive(runner));
         let killed = parts.policy.on_violation == OnViolation::Kill && recorder.violations() > 0;
-        emptied || orphaned || killed
+        ended || emptied || orphaned || killed
     }
 
     /// Notes that the fence has failed the job. The first failure counts.
@@ -201,6 +210,8 @@ pub(super) struct Means {
     pub(super) capabilities: Vec<String>,
     /// Its variables.
     pub(super) environment: Vec<(String, String)>,
+    /// Whether it is launched, and not moved: under a filter for system calls.
+    pub(super) launched: bool,
 }
 
 impl Means {
@@ -242,6 +253,12 @@ impl Means {
                      agent.yml"
                         .to_owned(),
                 );
+            } else if uid.is_some_and(has_subordinate_ids) {
+                reasons.push(
+                    "the job's user has subordinate user ids (/etc/subuid), which `guard` does not \
+                     hold"
+                        .to_owned(),
+                );
             }
         }
         if !lsm {
@@ -271,6 +288,33 @@ impl Means {
                 .map(|(name, _)| format!("CAP_{name}"))
                 .collect(),
             environment: variables.collect(),
+            launched: false,
         }
     }
+
+    /// Of one that the process `pid` launches as the user `uid`.
+    pub(super) fn launched(pid: Option<u32>, uid: u32) -> Result<Self, UserError> {
+        let account = Account::with_id(uid, None)?;
+        Ok(Self {
+            uid: Some(uid),
+            reasons: advisory_reasons(&account),
+            capabilities: launch::kept(&account),
+            launched: true,
+            ..Self::of(pid, true, &[])
+        })
+    }
+}
+
+/// Whether a user can have processes under other user ids, by a user namespace (subuid(5)).
+fn has_subordinate_ids(uid: u32) -> bool {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    let names = [Some(uid.to_string()), user.map(|user| user.name)];
+    let ranges = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
+    ranges.lines().any(|line| {
+        let owner = line.split(':').next();
+        names
+            .iter()
+            .flatten()
+            .any(|name| Some(name.as_str()) == owner)
+    })
 }

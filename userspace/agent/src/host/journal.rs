@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jobfence_policy::Name;
@@ -48,7 +48,7 @@ pub(super) struct Record {
     /// What the CI system calls it.
     pub(super) labels: Labels,
     /// What its policy is made of.
-    pub(super) sources: Sources,
+    pub(super) sources: Arc<Sources>,
     /// Whether its policy was narrowed while it ran.
     pub(super) narrowed: bool,
     /// Why it may reach nothing, if its policy could not be used.
@@ -145,8 +145,9 @@ impl Journal {
         let mut file = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let written = serde_json::to_vec(&line)
             .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
+            .and_then(|line| {
+                // It begins on a line of its own also where the one before was cut off.
+                let line = [b"\n", line.as_slice(), b"\n"].concat();
                 file.write_all(&line)
             });
         written.map_err(failed("write", &self.folder.join(NAMES)))
@@ -172,14 +173,22 @@ impl Journal {
 
     /// Removes the journal of a job that has ended.
     pub(super) fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
-            tracing::warn!(folder = %self.folder.display(), %error, "a job's state is left behind");
-        }
+        remove(&self.folder);
     }
 }
 
-/// The jobs that were left by the agent before this one.
-pub(super) fn left(state: &Path) -> Result<Vec<(Record, Journal)>, JournalError> {
+/// What is left of one job.
+pub(super) enum Left {
+    /// All that there is to know.
+    Job(Box<Record>, Journal),
+    /// It was about to begin, and nothing was in it.
+    Beginning,
+    /// Not enough: somebody else has been there.
+    Damaged(JournalError),
+}
+
+/// The jobs that were left by the agent before this one, by id.
+pub(super) fn left(state: &Path) -> Result<Vec<(String, Left)>, JournalError> {
     let folder = jobs(state);
     let entries = match fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -187,19 +196,44 @@ pub(super) fn left(state: &Path) -> Result<Vec<(Record, Journal)>, JournalError>
     };
     let mut left = Vec::new();
     for entry in entries {
-        let folder = entry.map_err(failed("read", &folder))?.path();
-        let journal = Journal::open(folder.clone())?;
-        let path = folder.join(JOB);
-        let record = fs::read(&path)
-            .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from));
-        match record {
-            Ok(record) => left.push((record, journal)),
-            // It was about to begin, and nothing was in it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => journal.remove(),
-            Err(source) => return Err(failed("read", &path)(source)),
-        }
+        let entry = entry.map_err(failed("read", &folder))?;
+        let id = entry.file_name().to_string_lossy().into_owned();
+        let found = of_job(&entry.path(), &id).unwrap_or_else(Left::Damaged);
+        left.push((id, found));
     }
     Ok(left)
+}
+
+fn of_job(folder: &Path, id: &str) -> Result<Left, JournalError> {
+    let path = folder.join(JOB);
+    let record = fs::read(&path)
+        .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::from))
+        .and_then(|record| match record.id == id {
+            true => Ok(record),
+            false => Err(io::Error::other("it is another job's")),
+        });
+    match record {
+        Ok(record) => Ok(Left::Job(
+            Box::new(record),
+            Journal::open(folder.to_owned())?,
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Left::Beginning),
+        Err(source) => Err(failed("read", &path)(source)),
+    }
+}
+
+/// Removes what is left of the job `id`.
+pub(super) fn discard(state: &Path, id: &str) {
+    remove(&jobs(state).join(id));
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "a job's state is left behind");
+        }
+        _ => {}
+    }
 }
 
 const JOB: &str = "job.json";

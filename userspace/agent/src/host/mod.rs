@@ -12,6 +12,7 @@
 //! - `journal`: what outlives the daemon
 //! - `policy`: what a job's policy is made of
 //! - `tree`: moving a process tree into a job
+//! - [`metrics`]: numbers for Prometheus
 //! - [`notify`]: what the service manager is told
 
 pub mod config;
@@ -19,6 +20,7 @@ pub mod confine;
 mod finish;
 mod job;
 mod journal;
+pub mod metrics;
 pub mod notify;
 mod policy;
 mod start;
@@ -31,10 +33,11 @@ use std::{
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jobfence_abi::{MAX_JOBS, Reason};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::{
     io::unix::AsyncFd,
@@ -44,7 +47,7 @@ use tokio::{
 };
 
 use crate::{
-    audit::{ledger::Summary, log::LogError},
+    audit::{ledger::Summary, log::LogError, retention},
     control::{
         protocol::{Finished, JobStatus, Phase, PolicyText, Refusal, Start, Started},
         server,
@@ -53,6 +56,7 @@ use crate::{
         cgroup::{self, Cgroup, CgroupError},
         probe,
         process::{self, Processes},
+        user::UserError,
     },
     kernel::{self, Events, EventsError, Fence, Kernel, KernelError, Slot, Tries},
     names::NamesError,
@@ -61,24 +65,35 @@ use config::Config;
 use job::Job;
 pub(crate) use journal::Journal;
 use journal::JournalError;
-use policy::PolicyError;
+use metrics::Totals;
+use policy::{Policies, PolicyError};
 use tree::TreeError;
 
 /// How often the daemon takes the attempts that it was not woken for, which are the allowed ones.
 const ROUND: Duration = Duration::from_millis(100);
 
 /// In how many rounds it looks after each job once.
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 10;
 
 /// Places in the kernel's maps that are kept ready for the next jobs.
-const READY: usize = 32;
+const READY: usize = 64;
+
+/// How the names of jobs' cgroups begin, before the id, here and with `jobfence run`.
+const JOB_CGROUP: &str = "jobfence-";
 
 /// How long the report of a job that has ended is kept.
 const KEPT: Duration = Duration::from_secs(3600);
 
+/// How often old logs are looked for.
+const RETAIN: Duration = Duration::from_secs(600);
+
 /// Why the daemon cannot work.
 #[derive(Debug, Error)]
 pub enum HostError {
+    /// The bpf file system is not there. The agent does not mount it: in a mount namespace of its own
+    /// what is pinned would be gone with it.
+    #[error("no bpf file system at {path}: mount it with `mount -t bpf bpf {path}`", path = kernel::BPFFS)]
+    Bpffs,
     /// The kernel's part.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -106,6 +121,15 @@ pub enum HostError {
     /// A process tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// A job that only the kernel knows of.
+    #[error(
+        "nothing is known of the job but its fence: its folder is gone from the agent's state, or \
+         is of another job"
+    )]
+    Unknown,
+    /// A job's user.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// Some other system call.
     #[error("could not {doing}: {source}")]
     Io {
@@ -138,6 +162,10 @@ pub struct Host {
     /// Told when a resolver has reported something.
     changed: Arc<Notify>,
     jobs: Mutex<Jobs>,
+    policies: Mutex<Policies>,
+    totals: Totals,
+    /// When old logs were last looked for.
+    retained: Mutex<Option<Instant>>,
 }
 
 /// Places in the kernel's maps.
@@ -168,6 +196,18 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// Each job takes some descriptors, for its resolver above all.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, "no more descriptors than usual: some hundred jobs may be too many");
+    }
+}
+
 /// Nothing that is locked here is left half changed by a panic in a way that matters.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -185,6 +225,10 @@ impl Host {
         guarded: Vec<u32>,
         render: fn(&Summary) -> String,
     ) -> Result<Arc<Self>, HostError> {
+        if !kernel::is_bpffs().map_err(failed("look at the bpf file system"))? {
+            return Err(HostError::Bpffs);
+        }
+        allow_descriptors();
         for folder in [&config.state, &config.logs] {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -211,6 +255,9 @@ impl Host {
             processes: Arc::new(Mutex::new(Processes::new())),
             changed: Arc::new(Notify::new()),
             jobs: Mutex::default(),
+            policies: Mutex::default(),
+            totals: Totals::default(),
+            retained: Mutex::default(),
             config,
         });
         host.take_up().await?;
@@ -224,7 +271,7 @@ impl Host {
     ///
     /// What waiting for a descriptor can fail with.
     pub async fn serve(&self) -> io::Result<()> {
-        tokio::try_join!(self.watch(), self.keep_ready())?;
+        tokio::try_join!(self.watch(), self.keep_ready(), self.serve_metrics())?;
         Ok(())
     }
 
@@ -261,32 +308,44 @@ impl Host {
     /// Keeps places ready, so that no job has to wait for the kernel to make one.
     async fn keep_ready(&self) -> io::Result<()> {
         loop {
-            while let Some(number) = self.next_unready() {
-                match self.make_ready(number).await {
-                    Ok(slot) => lock(&self.places).ready.push(slot),
-                    Err(error) => {
-                        tracing::warn!(%error, "a place for a job could not be made");
-                        lock(&self.places).free.insert(number);
-                        break;
-                    }
+            let numbers = self.unready();
+            if numbers.is_empty() {
+                self.taken.notified().await;
+                continue;
+            }
+            let (tries, wanted) = (self.tries.clone(), numbers.clone());
+            let made = spawn_blocking(move || tries.slots(&wanted)).await;
+            match made.map_err(io::Error::from)? {
+                Ok(slots) => lock(&self.places).ready.extend(slots),
+                Err(error) => {
+                    tracing::warn!(%error, "places for jobs could not be made");
+                    lock(&self.places).free.extend(numbers);
+                    self.taken.notified().await;
                 }
             }
-            self.taken.notified().await;
         }
+    }
+
+    /// Takes free places that are to be made ready, if too few are.
+    fn unready(&self) -> Vec<u32> {
+        let mut places = lock(&self.places);
+        if places.ready.len() > READY / 2 {
+            return Vec::new();
+        }
+        let wanted = READY - places.ready.len();
+        std::iter::from_fn(|| places.free.pop_first())
+            .take(wanted)
+            .collect()
     }
 
     /// Gives a place back.
     fn free(&self, number: u32) {
+        // Of a fence that was never told its place.
+        if number == 0 {
+            return;
+        }
         lock(&self.places).free.insert(number);
         self.taken.notify_one();
-    }
-
-    fn next_unready(&self) -> Option<u32> {
-        let mut places = lock(&self.places);
-        if places.ready.len() >= READY {
-            return None;
-        }
-        places.free.pop_first()
     }
 
     async fn make_ready(&self, number: u32) -> Result<Slot, HostError> {
@@ -304,10 +363,11 @@ impl Host {
             return Ok(ready);
         }
         let free = lock(&self.places).free.pop_first();
-        match free {
-            Some(number) => self.make_ready(number).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(number) = free else {
+            return Ok(None);
+        };
+        let made = self.make_ready(number).await;
+        made.map(Some).inspect_err(|_| self.free(number))
     }
 
     /// Takes a batch of attempts, of whatever jobs, and says whether there may be more.
@@ -361,7 +421,11 @@ impl Host {
         }
         let leaving = std::mem::take(&mut lock(&self.jobs).leaving);
         for left in leaving {
-            match left.is_gone() {
+            let forgotten = lock(&self.kernel).forget_uploads(&left.fence);
+            let gone = forgotten
+                .map_err(io::Error::other)
+                .and_then(|()| left.is_gone());
+            match gone {
                 Ok(true) => self.free(left.slot),
                 Ok(false) => lock(&self.jobs).leaving.push(left),
                 Err(error) => {
@@ -371,6 +435,36 @@ impl Host {
             }
         }
         self.forget();
+        self.retain();
+    }
+
+    /// Removes old logs, once in a while.
+    fn retain(&self) {
+        let mut retained = lock(&self.retained);
+        if retained.is_some_and(|last| last.elapsed() < RETAIN) {
+            return;
+        }
+        *retained = Some(Instant::now());
+        let limits = retention::Limits {
+            age: Duration::from_secs(u64::from(self.config.retention.days) * 86_400),
+            bytes: self.config.retention.bytes,
+            files: usize::MAX,
+        };
+        let is_running = |id: &str| {
+            let jobs = lock(&self.jobs);
+            jobs.by_id.contains_key(id) || jobs.starting.contains(id)
+        };
+        match retention::retain(&self.config.logs, &limits, SystemTime::now(), is_running) {
+            Ok(removed) if removed.files > 0 => {
+                tracing::info!(
+                    files = removed.files,
+                    bytes = removed.bytes,
+                    "removed old logs"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "old logs are left"),
+        }
     }
 
     /// Forgets reports that have been kept long enough.
@@ -396,6 +490,7 @@ impl Host {
 
 /// The fence of a job that has ended, until nothing of the job can send any more.
 struct Leaving {
+    id: String,
     fence: Fence,
     slot: u32,
     cgroup: Cgroup,
@@ -461,8 +556,19 @@ impl Host {
     /// The job whose cgroup is, or is above, the folder `cgroup`.
     fn job_of(&self, cgroup: &Path) -> Option<String> {
         let jobs = lock(&self.jobs);
-        let mut jobs = jobs.by_id.values();
-        let job = jobs.find(|job| cgroup.starts_with(job.cgroup.path()))?;
-        Some(job.id.clone())
+        let running = jobs.by_id.values().map(|job| (&job.id, &job.cgroup));
+        let leaving = jobs.leaving.iter().map(|left| (&left.id, &left.cgroup));
+        let mut all = running.chain(leaving);
+        if let Some((id, _)) = all.find(|(_, job)| cgroup.starts_with(job.path())) {
+            return Some(id.clone());
+        }
+        // Of a `jobfence run`, or of another version's agent: fenced all the same. Only root makes
+        // cgroups of that name in cgroups of root's.
+        let mut names = cgroup.iter().filter_map(|name| name.to_str());
+        // No id has a dot, and units of a service manager have one.
+        names.find_map(|name| {
+            let id = name.strip_prefix(JOB_CGROUP)?;
+            (!id.contains('.')).then(|| id.to_owned())
+        })
     }
 }

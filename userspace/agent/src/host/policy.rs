@@ -1,12 +1,15 @@
 //! From what a host and a caller say to the policy of one job.
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Weak},
 };
 
-use jobfence_policy::{Date, Error, HostPolicy, Job, Policy, Presets};
+use jobfence_policy::{Date, Error, HostPolicy, Job, Mode, Policy, Presets};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error as ThisError;
 
 use crate::control::protocol::PolicyText;
@@ -33,6 +36,8 @@ pub enum PolicyError {
 pub(super) struct Sources {
     /// The job of the policy; `default` without it.
     pub(super) job: Option<String>,
+    /// Whether to record only, or to refuse, whatever `base` says.
+    pub(super) audit: Option<bool>,
     /// What the job may reach.
     pub(super) base: Option<PolicyText>,
     /// Files that can only take from that.
@@ -41,6 +46,40 @@ pub(super) struct Sources {
     pub(super) host: Option<PolicyText>,
     /// The host's presets, by name.
     pub(super) presets: Vec<(String, PolicyText)>,
+}
+
+/// The policies of the jobs that run, each once: most jobs of a host have the policy of some other.
+#[derive(Default)]
+pub(super) struct Policies(HashMap<[u8; 32], (Weak<Sources>, Weak<Job>)>);
+
+impl Policies {
+    /// The policy that `sources` make `today`, and the sources to keep.
+    pub(super) fn compile(
+        &mut self,
+        sources: Sources,
+        today: Date,
+    ) -> Result<(Arc<Sources>, Arc<Job>), PolicyError> {
+        let text = serde_json::to_vec(&(&sources, today.to_julian_day()));
+        let key: [u8; 32] = Sha256::digest(text.map_err(unwritten)?).into();
+        if let Some((sources, job)) = self.0.get(&key)
+            && let (Some(sources), Some(job)) = (sources.upgrade(), job.upgrade())
+        {
+            return Ok((sources, job));
+        }
+        self.0.retain(|_, (_, job)| job.strong_count() > 0);
+        let job = Arc::new(sources.compile(today)?);
+        let sources = Arc::new(sources);
+        self.0
+            .insert(key, (Arc::downgrade(&sources), Arc::downgrade(&job)));
+        Ok((sources, job))
+    }
+}
+
+fn unwritten(error: serde_json::Error) -> PolicyError {
+    PolicyError::Read {
+        path: PathBuf::new(),
+        source: error.into(),
+    }
 }
 
 /// A policy that allows nothing.
@@ -52,7 +91,7 @@ pub(super) fn nothing() -> Job {
 
 impl Sources {
     /// The job's policy, without what has expired `today`.
-    pub(super) fn compile(&self, today: Date) -> Result<Job, PolicyError> {
+    fn compile(&self, today: Date) -> Result<Job, PolicyError> {
         let mut presets = Presets::built_in();
         for (name, preset) in &self.presets {
             presets.insert(name, &preset.file, preset.text.as_bytes())?;
@@ -71,6 +110,11 @@ impl Sources {
             // Nobody who is trusted has said anything of this job but what it may say itself.
             (None, Some(host)) if !self.narrowing.is_empty() => host.job(name.unwrap_or(DEFAULT)),
             (None, _) => nothing(),
+        };
+        job.mode = match self.audit {
+            Some(true) => Mode::Audit,
+            Some(false) => Mode::Enforce,
+            None => job.mode,
         };
         for change in &self.narrowing {
             job = job.narrowed_by(&parse(change)?)?;

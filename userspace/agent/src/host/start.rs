@@ -1,26 +1,27 @@
 //! The beginning of a job, and its taking up by another daemon.
 
 use std::{
+    collections::HashMap,
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use jobfence_abi::JobState;
-use jobfence_policy::{Date, Job as Policy, Mode};
+use jobfence_policy::{Date, Job as Policy, Limits, Mode};
 use time::OffsetDateTime;
 use tokio::task::{spawn_blocking, yield_now};
 
 use super::{
-    Host, HostError, Leaving, Reservation, failed,
+    Host, HostError, JOB_CGROUP, Leaving, Reservation, failed,
     finish::unknown,
     job::{FAILED, Job, Made, Means, Parts},
-    journal::{self, Journal, Record},
+    journal::{self, Journal, Left, Record},
     lock,
     policy::{self, PolicyError, Sources},
-    tree,
+    tree::{self, TreeError},
 };
 use crate::{
     audit::{
@@ -30,7 +31,7 @@ use crate::{
         recorder::{Recorder, Subject},
     },
     control::protocol::{
-        Code, Finished, JobStatus, Labels, Phase, PolicyText, Refusal, Start, Started,
+        Code, Finished, JobStatus, Labels, Launch, Phase, PolicyText, Refusal, Start, Started,
     },
     job::{
         Layers, State,
@@ -38,7 +39,7 @@ use crate::{
         live::{HostNames, Live, Opener},
         probe::{self, Findings, Held, Means as ProbeMeans, Targets},
     },
-    kernel::{Fence, JobSpec, KernelError, Slot},
+    kernel::{Fence, JobSpec, KernelError, Left as Fenced, Slot},
     names::{Ports, Resolver, Table},
 };
 
@@ -62,11 +63,19 @@ impl Host {
             Err(error) => (Sources::default(), Some(error.to_string())),
         };
         let started = OffsetDateTime::now_utc();
-        let (policy, closed) = match sources.compile(started.date()) {
-            Ok(policy) => (policy, closed),
+        let compiled = lock(&self.policies).compile(sources, started.date());
+        let (sources, policy, closed) = match compiled {
+            Ok((sources, policy)) => (sources, policy, closed),
             // Whatever is to be done about it, the job's processes are not to run unfenced.
-            Err(error) => (policy::nothing(), Some(error.to_string())),
+            Err(error) => {
+                let nothing = Arc::new(policy::nothing());
+                (Arc::default(), nothing, Some(error.to_string()))
+            }
         };
+        if let (Some(closed), Some(_)) = (&closed, order.launch) {
+            // Nothing runs yet that would have to be fenced.
+            return Err(Refusal::new(Code::Policy, closed));
+        }
         let Some(slot) = self.place().await.map_err(|error| no_fence(&error))? else {
             return Err(Refusal {
                 code: Code::Full,
@@ -96,6 +105,7 @@ impl Host {
                 return Err(no_fence(&error));
             }
         };
+        self.totals.start();
         let status = job.status(Phase::Running);
         tracing::info!(
             job = id,
@@ -173,6 +183,7 @@ impl Host {
         };
         Ok(Sources {
             job: order.job.clone(),
+            audit: order.launch.and_then(|launch| launch.audit),
             base,
             narrowing,
             host,
@@ -185,14 +196,27 @@ impl Host {
         &self,
         owner: u32,
         order: Start,
-        sources: Sources,
+        sources: Arc<Sources>,
         closed: Option<String>,
-        policy: Policy,
+        policy: Arc<Policy>,
         slot: Slot,
     ) -> Result<(Arc<Job>, Means), HostError> {
-        let mut means = Means::of(order.pid, lock(&self.kernel).has_lsm(), &self.guarded);
+        let mut means = match order.launch {
+            Some(Launch { uid, .. }) => Means::launched(order.pid, uid)?,
+            None => Means::of(order.pid, lock(&self.kernel).has_lsm(), &self.guarded),
+        };
+        // Before anything is made: a cgroup for it would be in that of the other job.
+        if let Some(pid) = order.pid
+            && cgroup::of(pid).is_some_and(|folder| self.is_fenced(&folder))
+        {
+            return Err(TreeError::Fenced(pid).into());
+        }
+        let runner = order
+            .pid
+            .map(|pid| tree::runner(pid).ok_or(TreeError::Gone(pid)))
+            .transpose()?;
         let id = &order.id;
-        let cgroup = Cgroup::make_in(&self.parent(order.pid)?, &format!("jobfence-{id}"))?;
+        let cgroup = Cgroup::make_in(&self.parent(order.pid)?, &cgroup_name(id))?;
         let undo = Undo(Some(&cgroup));
         let journal = Journal::begin(&self.config.state, id)?;
         let log = Log::create(&self.log_path(id))?;
@@ -208,7 +232,7 @@ impl Host {
             ports: (0, 0),
             started: now(),
             narrowed: false,
-            runner: order.pid.and_then(tree::runner),
+            runner,
             reasons: means.reasons.clone(),
             begun: false,
             id: order.id,
@@ -217,16 +241,17 @@ impl Host {
         let environment = std::mem::take(&mut means.environment);
         let assembled = self.assemble(
             record,
-            Arc::new(policy),
+            policy,
             slot,
             Arc::new(journal),
-            environment,
             |subject| {
                 Ok(Recorder::new(Subject {
+                    mask: Mask::new(environment.into_iter()),
                     log: Some(log),
                     ..subject
                 }))
             },
+            None,
         );
         let job = assembled.await?;
         undo.not_needed();
@@ -245,16 +270,22 @@ impl Host {
         self.fence(job)?;
         let findings = self.prove(job).await?;
         open_prefixes(&job.parts())?;
+        let launcher = pid.filter(|_| means.launched);
+        let pid = pid.filter(|_| !means.launched);
         if let Some(pid) = pid {
             tree::check(pid, owner, &job.cgroup, |cgroup| self.is_fenced(cgroup))?;
         }
         job.live.begin(Layers {
-            cgroup: lock(&self.kernel).programs().map(Into::into).collect(),
+            cgroup: lock(&self.kernel).programs().collect(),
             lsm: findings.lsm,
-            seccomp: false,
-            landlock: false,
+            seccomp: means.launched,
+            landlock: means.launched && findings.landlock,
             capabilities: means.capabilities,
         })?;
+        if let Some(launcher) = launcher {
+            // For its children, of which the first is the job's.
+            job.live.recorder().adopt(launcher, Vec::new());
+        }
         if let Some(fault) = job.live.recorder().log_fault() {
             return Err(fault.into());
         }
@@ -299,7 +330,7 @@ impl Host {
             (None, Mode::Enforce) => JobState::ENFORCE,
             (None, Mode::Audit) => JobState::AUDIT,
         };
-        self.write(job, state, parts.policy.limits.events)
+        self.write(job, state, Some(&parts.policy.limits))
     }
 
     fn is_fenced(&self, cgroup: &Path) -> bool {
@@ -337,10 +368,10 @@ impl Host {
         policy: Arc<Policy>,
         slot: Slot,
         journal: Arc<Journal>,
-        environment: Vec<(String, String)>,
         recorder: impl FnOnce(Subject) -> Result<Recorder, HostError>,
+        fence: Option<&Fence>,
     ) -> Result<Arc<Job>, HostError> {
-        let table = Arc::new(Table::default());
+        let table = Arc::new(Table::new(policy.limits.addresses));
         let state = match policy.mode {
             Mode::Audit => State::Auditing,
             Mode::Enforce if record.reasons.is_empty() => State::Enforcing,
@@ -352,7 +383,7 @@ impl Host {
             policy: Arc::clone(&policy),
             table: Arc::clone(&table),
             processes: Arc::clone(&self.processes),
-            mask: Mask::new(environment.into_iter()),
+            mask: Mask::new(std::iter::empty()),
             log: None,
         })?;
         let live = Arc::new(Live::new(
@@ -363,7 +394,7 @@ impl Host {
         let cgroup = Cgroup::open(record.cgroup.clone());
         let log = self.log_path(&record.id);
         let parts = self
-            .parts(record, policy, slot, &live, &table, &journal)
+            .parts(record, policy, slot, (&live, &table, &journal), fence)
             .await?;
         Ok(Arc::new(Job::new(Made {
             cgroup,
@@ -376,15 +407,14 @@ impl Host {
     }
 
     /// What goes with a policy: what it allows by name, a resolver, and the addresses to which the
-    /// names have led so far.
+    /// names have led so far. Where there is a `fence`, the job may ask that resolver at once.
     async fn parts(
         &self,
         mut record: Record,
         policy: Arc<Policy>,
         mut slot: Slot,
-        live: &Arc<Live>,
-        table: &Arc<Table>,
-        journal: &Arc<Journal>,
+        (live, table, journal): (&Arc<Live>, &Arc<Table>, &Arc<Journal>),
+        fence: Option<&Fence>,
     ) -> Result<Parts, HostError> {
         slot.set_names(&policy.names().map_err(PolicyError::from)?)?;
         let addresses = slot.addresses().clone();
@@ -402,7 +432,12 @@ impl Host {
         let mut config = host.config(&policy, table, &opener, live);
         let (v4, v6) = record.ports;
         config.ports = (v4 != 0).then_some(Ports { v4, v6: Some(v6) });
-        let resolver = Resolver::bind(config).await?;
+        // One that is not the job's would be somebody else's for a moment, and asking it a violation.
+        let mark = |socket: BorrowedFd<'_>| {
+            let marked = fence.map(|fence| lock(&self.kernel).mark(fence, socket));
+            marked.transpose().map(drop).map_err(io::Error::other)
+        };
+        let resolver = Resolver::bind_marked(config, &mark).await?;
         let ports = resolver.ports();
         record.ports = (ports.v4, ports.v6.unwrap_or(0));
         Ok(Parts {
@@ -433,7 +468,7 @@ impl Host {
         let prefixes = targets.prefixes();
         let parts = job.parts();
         parts.slot.addresses().set_all(&prefixes)?;
-        self.write(job, JobState::ENFORCE, 0)?;
+        self.write(job, JobState::ENFORCE, None)?;
         let cgroup = job.cgroup.path().to_owned();
         let probed = spawn_blocking(move || probe::probe_cgroup(&targets, &cgroup)).await;
         let outcomes = probed
@@ -445,20 +480,26 @@ impl Host {
         }
         let reports = lock(&job.probed).take().unwrap_or_default();
         let means = ProbeMeans::find(lock(&self.kernel).has_lsm());
-        let findings = probe::judge(&outcomes, Held::ByPrograms, &reports, means)?;
-        self.write(job, JobState::CLOSED, 0)?;
+        let findings = probe::judge(&outcomes, Held::Programs, &reports, means)?;
+        self.write(job, JobState::CLOSED, Some(&parts.policy.limits))?;
         parts.slot.addresses().remove_all(&prefixes)?;
         lock(&self.kernel).count_anew(job.slot)?;
         Ok(findings)
     }
 
-    fn write(&self, job: &Job, state: JobState, rate: u32) -> Result<(), KernelError> {
+    fn write(
+        &self,
+        job: &Job,
+        state: JobState,
+        limits: Option<&Limits>,
+    ) -> Result<(), KernelError> {
         let (resolver_v4, resolver_v6) = job.parts().record.ports;
         let spec = JobSpec {
             state,
             resolver_v4,
             resolver_v6,
-            rate,
+            rate: limits.map_or(0, |limits| limits.events),
+            upload: limits.and_then(|limits| limits.upload),
         };
         match &*lock(&job.fence) {
             Some(fence) => lock(&self.kernel).write(fence, &spec),
@@ -466,19 +507,72 @@ impl Host {
         }
     }
 
-    /// Ends a job that could not be started, in which nothing ever was: it is as if it had not been.
+    /// Takes back a job that could not be started, in which nothing ever was: it is as if it had not
+    /// been. Unlike [`Host::end`] it does not wait for a log that cannot be written.
     async fn abandon(&self, job: &Arc<Job>) {
-        self.end(job).await;
-        for path in [job.log.clone(), self.report_path(&job.id)] {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::debug!(%error, path = %path.display(), "not removed");
-            }
+        let cgroup = job.cgroup.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || cgroup.end()).await {
+            tracing::warn!(job = job.id, %error, "not ended yet");
+        }
+        job.journal.remove();
+        if let Err(error) = fs::remove_file(&job.log) {
+            tracing::debug!(%error, path = %job.log.display(), "not removed");
+        }
+        let mut jobs = lock(&self.jobs);
+        jobs.by_slot.remove(&job.slot);
+        match lock(&job.fence).take() {
+            Some(fence) => jobs.leaving.push(Leaving {
+                id: job.id.clone(),
+                fence,
+                slot: job.slot,
+                cgroup: job.cgroup.clone(),
+            }),
+            None => self.free(job.slot),
         }
     }
 
     /// Takes up the jobs that the daemon before this one left.
+    ///
+    /// What the kernel holds goes before what is on disk: a place that some fence still has is not
+    /// given to another job, and a job of which nothing else is known is ended.
     pub(super) async fn take_up(&self) -> Result<(), HostError> {
-        for (record, journal) in journal::left(&self.config.state)? {
+        let mut fences: HashMap<_, _> = HashMap::new();
+        for left in lock(&self.kernel).left()? {
+            lock(&self.places).free.remove(&left.slot);
+            fences.insert(left.id.clone(), left);
+        }
+        for (id, found) in journal::left(&self.config.state)? {
+            let fence = fences.remove(&id);
+            if self.ended(&id).is_some() {
+                // An agent was killed when it had told the end. Last sockets may be left.
+                journal::discard(&self.config.state, &id);
+                if let Some(fence) = fence {
+                    self.leave(id, &fence, Vec::new());
+                }
+                continue;
+            }
+            let (record, journal) = match found {
+                Left::Job(record, journal) => (*record, journal),
+                Left::Beginning if fence.is_none() => {
+                    journal::discard(&self.config.state, &id);
+                    continue;
+                }
+                Left::Beginning => {
+                    self.give_up(&id, fence, HostError::Unknown).await;
+                    continue;
+                }
+                Left::Damaged(error) => {
+                    self.give_up(&id, fence, error.into()).await;
+                    continue;
+                }
+            };
+            let is_other = |fence: &Fenced| {
+                fence.slot != 0 && (fence.slot, fence.cgroup_id) != (record.slot, record.cgroup_id)
+            };
+            if fence.as_ref().is_some_and(is_other) {
+                self.give_up(&id, fence, HostError::Unknown).await;
+                continue;
+            }
             let slot = record.slot;
             lock(&self.places).free.remove(&slot);
             if !record.begun {
@@ -496,7 +590,69 @@ impl Host {
                 }
             }
         }
+        for (id, fence) in fences {
+            if self.ended(&id).is_some() {
+                // Its last sockets are left.
+                self.leave(id, &fence, Vec::new());
+            } else {
+                self.give_up(&id, Some(fence), HostError::Unknown).await;
+            }
+        }
         Ok(())
+    }
+
+    /// Ends a job of which there is no record that could be used.
+    async fn give_up(&self, id: &str, fence: Option<Fenced>, error: HostError) {
+        tracing::error!(job = id, %error, "ended, since it cannot be taken up");
+        let cgroup_id = fence.as_ref().map_or(0, |fence| fence.cgroup_id);
+        let cgroups: Vec<_> = cgroup::find(&cgroup_name(id))
+            .into_iter()
+            .filter(|cgroup| cgroup_id != 0 && cgroup.id().is_ok_and(|id| id == cgroup_id))
+            .collect();
+        for cgroup in cgroups.clone() {
+            if let Ok(Err(error)) = spawn_blocking(move || cgroup.end()).await {
+                tracing::warn!(job = id, %error, "not ended yet");
+            }
+        }
+        self.keep(&Finished {
+            exit: FAILED,
+            report: format!("jobfence: the job was ended: {error}\n"),
+            status: JobStatus {
+                id: id.to_owned(),
+                job: String::new(),
+                labels: Labels::default(),
+                state: State::Failed(error.to_string()).to_string(),
+                phase: Phase::Finished,
+                violations: 0,
+                exit: FAILED,
+                owner: owner_of(id),
+                started: 0,
+                log: self.log_path(id).to_string_lossy().into_owned(),
+            },
+        });
+        journal::discard(&self.config.state, id);
+        if let Some(fence) = fence {
+            self.leave(id.to_owned(), &fence, cgroups);
+        }
+    }
+
+    /// Leaves a fence up until nothing passes it any more.
+    fn leave(&self, id: String, left: &Fenced, cgroups: Vec<Cgroup>) {
+        let cgroup = cgroups.into_iter().next();
+        // Gone: a path that no cgroup has.
+        let gone = || Cgroup::open(Path::new("/").join(cgroup_name(&id)));
+        let cgroup = cgroup.unwrap_or_else(gone);
+        let fence = lock(&self.kernel).take_up(&id, cgroup.path(), left.cgroup_id, left.slot);
+        match fence {
+            Ok(fence) => lock(&self.jobs).leaving.push(Leaving {
+                id,
+                fence,
+                slot: left.slot,
+                cgroup,
+            }),
+            // Its place stays taken.
+            Err(error) => tracing::error!(job = id, %error, "a fence is left behind"),
+        }
     }
 
     /// Ends a job of which there is no more than its record. With an `error`, whoever asks is told.
@@ -528,10 +684,16 @@ impl Host {
                 let _ = fs::remove_file(self.log_path(&record.id));
             }
         }
-        journal.remove();
-        let fence = lock(&self.kernel).take_up(&record.id, record.cgroup_id, record.slot);
+        let fence =
+            lock(&self.kernel).take_up(&record.id, &record.cgroup, record.cgroup_id, record.slot);
         match fence {
+            // Nothing was ever in it.
+            Ok(fence) if error.is_none() => match fence.discard() {
+                Ok(()) => self.free(record.slot),
+                Err(error) => tracing::error!(job = record.id, %error, "a fence is left behind"),
+            },
             Ok(fence) => lock(&self.jobs).leaving.push(Leaving {
+                id: record.id.clone(),
                 fence,
                 slot: record.slot,
                 cgroup,
@@ -541,22 +703,29 @@ impl Host {
                 self.free(record.slot);
             }
         }
+        journal.remove();
     }
 
-    async fn resume(&self, record: Record, journal: Arc<Journal>) -> Result<(), HostError> {
-        let policy = Arc::new(record.sources.compile(date_of(record.started))?);
+    async fn resume(&self, mut record: Record, journal: Arc<Journal>) -> Result<(), HostError> {
+        let policy = self.compile(&mut record)?;
         let slot = self.tries.open(record.slot)?;
-        let fence = lock(&self.kernel).take_up(&record.id, record.cgroup_id, record.slot)?;
+        let fence = lock(&self.kernel).take_up(
+            &record.id,
+            &record.cgroup,
+            record.cgroup_id,
+            record.slot,
+        )?;
         let log = Log::reopen(&self.log_path(&record.id))?;
         let means = Means::of(record.runner.map(|runner| runner.pid), true, &self.guarded);
         let resumed = |subject| {
             Ok(Recorder::resume(Subject {
+                mask: Mask::new(means.environment.into_iter()),
                 log: Some(log),
                 ..subject
             })?)
         };
         let job = self
-            .assemble(record, policy, slot, journal, means.environment, resumed)
+            .assemble(record, policy, slot, journal, resumed, Some(&fence))
             .await?;
         *lock(&job.probed) = None;
         if job.parts().record.closed.is_none() && lock(&self.kernel).is_closed(&fence)? {
@@ -586,26 +755,39 @@ impl Host {
         Ok(())
     }
 
+    /// The policy of a job that began some time ago.
+    fn compile(&self, record: &mut Record) -> Result<Arc<Policy>, PolicyError> {
+        let sources = Sources::clone(&record.sources);
+        let compiled = lock(&self.policies).compile(sources, date_of(record.started));
+        let (sources, policy) = compiled?;
+        record.sources = sources;
+        Ok(policy)
+    }
+
     /// Takes from what the running job `id` may reach, once: a second file could undo the first.
     pub(super) async fn narrow(&self, id: &str, policy: PolicyText) -> Result<(), Refusal> {
         let found = lock(&self.jobs).by_id.get(id).cloned();
         let job = found.ok_or_else(|| unknown(id))?;
         let _turn = job.narrowing.lock().await;
+        if lock(&job.fence).is_none() {
+            return Err(unknown(id));
+        }
         let mut record = job.parts().record.clone();
-        if record.narrowed {
+        let has_failed = lock(&job.failure).is_some();
+        if record.narrowed || has_failed {
             return Err(Refusal {
                 code: Code::Exists,
                 message: "the job's policy was narrowed before, which is done once".to_owned(),
             });
         }
         record.narrowed = true;
-        record.sources.narrowing.push(policy);
-        let narrowed = record.sources.compile(date_of(record.started));
+        Arc::make_mut(&mut record.sources).narrowing.push(policy);
+        let narrowed = self.compile(&mut record);
         let policy = narrowed.map_err(|error| Refusal {
             code: Code::Policy,
             message: format!("{error}\nThe job's policy is as it was"),
         })?;
-        let changed = self.change(&job, record, Arc::new(policy)).await;
+        let changed = self.change(&job, record, policy).await;
         changed.map_err(|error| {
             job.fail(&error.to_string());
             no_fence(&error)
@@ -620,16 +802,16 @@ impl Host {
         record: Record,
         policy: Arc<Policy>,
     ) -> Result<(), HostError> {
-        self.write(job, JobState::CLOSED, 0)?;
+        let limits = job.parts().policy.limits;
+        self.write(job, JobState::CLOSED, Some(&limits))?;
         let slot = self.make_ready(job.slot).await?;
         let parts = self
             .parts(
                 record,
                 Arc::clone(&policy),
                 slot,
-                &job.live,
-                &job.table,
-                &job.journal,
+                (&job.live, &job.table, &job.journal),
+                None,
             )
             .await?;
         open_prefixes(&parts)?;
@@ -702,6 +884,19 @@ fn job_name(record: &Record, policy: &Policy) -> JobName {
         actor,
         runner,
     }
+}
+
+/// The name of a job's cgroup.
+fn cgroup_name(id: &str) -> String {
+    format!("{JOB_CGROUP}{id}")
+}
+
+/// Whose job it is, by its id alone: that of a user who is not trusted begins with `u<uid>-`.
+fn owner_of(id: &str) -> u32 {
+    let uid = id
+        .strip_prefix('u')
+        .and_then(|rest| rest.split_once('-')?.0.parse().ok());
+    uid.unwrap_or(0)
 }
 
 /// Whether only root can move processes in a cgroup.

@@ -12,6 +12,10 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use thiserror::Error;
 
 use super::journal::Runner;
@@ -58,9 +62,16 @@ pub(super) fn runner(pid: u32) -> Option<Runner> {
     })
 }
 
-/// Whether the process is still there.
+/// Whether the process still runs. One that has ended, and that nobody has waited for, is still in
+/// `/proc`; its pidfd is readable from when its last thread has ended.
 pub(super) fn is_alive(runner: Runner) -> bool {
-    start_time(runner.pid) == Some(runner.start)
+    let number = i32::try_from(runner.pid).ok().and_then(Pid::from_raw);
+    let Some(Ok(fd)) = number.map(|number| pidfd_open(number, PidfdFlags::empty())) else {
+        return false;
+    };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let is_same = start_time(runner.pid) == Some(runner.start);
+    is_same && poll(&mut fds, Some(&Timespec::default())) != Ok(1)
 }
 
 /// Whether `root` and all that is below it may be put into a job, as [`move_into`] finds it.
@@ -235,7 +246,32 @@ fn address(text: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_is_not_alive_though_nobody_waits_for_it() {
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("a process");
+        let runner = runner(child.id()).expect("it is there");
+        assert!(is_alive(runner));
+        let other = Runner {
+            start: runner.start + 1,
+            ..runner
+        };
+        assert!(!is_alive(other), "its number was another's");
+        let fd = Pid::from_child(&child);
+        let fd = pidfd_open(fd, PidfdFlags::empty()).expect("a pidfd");
+        drop(child.stdin.take());
+        poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("it ends");
+        assert_eq!(start_time(runner.pid), Some(runner.start), "a zombie");
+        assert!(!is_alive(runner));
+        child.wait().expect("its status");
+        assert!(!is_alive(runner));
+    }
 
     #[test]
     fn addresses_of_the_kernels_tables_are_read() {

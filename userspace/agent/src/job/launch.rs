@@ -59,7 +59,7 @@ const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::AUDIT_WRITE);
 
 /// The capabilities that a job of `account` keeps, by name.
-pub(super) fn kept(account: &Account) -> Vec<String> {
+pub(crate) fn kept(account: &Account) -> Vec<String> {
     keeps(account.uid)
         .iter_names()
         .map(|(name, _)| format!("CAP_{name}"))
@@ -118,11 +118,12 @@ pub(super) struct Starting {
 
 impl Starting {
     /// Starts the first process of `command` as `account`, with this process's standard streams,
-    /// terminal, working folder and environment, in the cgroup that `aim` names. To be called on a
-    /// thread that outlives the job: the process dies with it.
+    /// terminal, working folder and environment, in the cgroup that `aim` names. `held` says what
+    /// it is to prove. To be called on a thread that outlives the job: the process dies with it.
     pub(super) fn start(
         account: &Account,
         command: &[OsString],
+        held: Held,
         aim: &Aim,
     ) -> Result<Self, LaunchError> {
         refuse_streams()?;
@@ -137,6 +138,7 @@ impl Starting {
             .arg(std::process::id().to_string())
             .arg(writer.as_raw_fd().to_string())
             .arg(go_reader.as_raw_fd().to_string())
+            .arg(held.word())
             .args(aim.arguments())
             .arg(account.uid.to_string())
             .arg(account.gid.to_string())
@@ -319,6 +321,7 @@ struct Order {
     agent: u32,
     status: u32,
     go: u32,
+    held: Held,
     aim: Aim,
     uid: u32,
     gid: u32,
@@ -341,6 +344,7 @@ impl Order {
             agent: number(arguments.next())?,
             status: number(arguments.next())?,
             go: number(arguments.next())?,
+            held: Held::parse(arguments.next()?.to_str()?)?,
             aim: Aim::parse(arguments.by_ref())?,
             uid: number(arguments.next())?,
             gid: number(arguments.next())?,
@@ -369,7 +373,7 @@ impl Order {
         sys::close_on_exec_from(3)
             .map_err(|error| setup("close inherited descriptors (Linux 5.11 is needed)", &error))?;
         let mut outcomes = Outcomes::none();
-        outcomes.attempt(Stage::Privileged, Held::ByLaunch, &self.aim);
+        outcomes.attempt(Stage::Privileged, self.held, &self.aim);
         seclude::seclude(self.uid, self.gid).map_err(|(path, errno)| {
             let what =
                 format!("hide what leads around the fence, at {path} (CAP_SYS_ADMIN is needed)");
@@ -399,7 +403,7 @@ impl Order {
         if getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()) != Some(self.agent) {
             return Err(Failure::Setup("the agent is gone".to_owned()));
         }
-        outcomes.attempt(Stage::Job, Held::ByLaunch, &self.aim);
+        outcomes.attempt(Stage::Job, self.held, &self.aim);
         status
             .write_all(&[&[PROBED], outcomes.bytes().as_slice()].concat())
             .and_then(|()| go.read_exact(&mut [0]))

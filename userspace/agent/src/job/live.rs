@@ -29,7 +29,7 @@ pub(crate) struct Live {
     begun: AtomicBool,
     /// Questions that found no room in the log. While there are any, no more are answered.
     pending: Mutex<Vec<(DnsEvent, Client)>>,
-    /// Told when the resolver has reported something.
+    /// Told when the resolver has reported a violation.
     changed: Arc<Notify>,
 }
 
@@ -83,8 +83,10 @@ impl Live {
     fn pending(&self) -> MutexGuard<'_, Vec<(DnsEvent, Client)>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// The process that asked, which the kernel noted before the question arrived.
+impl EventSink for Live {
+    /// The kernel noted it before the question arrived.
     fn client(&self, peer: SocketAddr, transport: Transport) -> Option<Client> {
         let proto = match transport {
             Transport::Udp => proto::UDP,
@@ -92,27 +94,19 @@ impl Live {
         };
         self.clients.find(peer.port(), proto, peer.is_ipv6())
     }
-}
-
-impl EventSink for Live {
-    fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool {
-        self.client(peer, transport).is_some()
-    }
 
     fn is_ready(&self) -> bool {
         self.pending().is_empty()
     }
 
-    fn dns(&self, event: DnsEvent) -> Result<(), Unnoted> {
+    fn dns(&self, event: DnsEvent, client: Client) -> Result<(), Unnoted> {
         if !self.begun.load(Ordering::Acquire) {
             return Ok(());
         }
-        // A message that could not be read, from somebody else on this host.
-        let Some(client) = self.client(event.peer, event.transport) else {
-            return Ok(());
-        };
         let noted = self.recorder().dns(&event, &client);
-        self.changed.notify_one();
+        if event.violation {
+            self.changed.notify_one();
+        }
         noted.map_err(|error| {
             tracing::warn!(%error, "names are not answered until the log can be written again");
             self.pending().push((event, client));

@@ -141,8 +141,9 @@ impl Targets {
 
     /// Completes `outcomes` by what arrived here. Who sends is not told that a packet was dropped:
     /// where nothing arrived, this puts `EPERM` in place of success.
-    pub(crate) fn witness(&self, outcomes: &mut Outcomes) {
-        for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
+    pub(crate) fn witness(&self, held: Held, outcomes: &mut Outcomes) {
+        let attempts = ATTEMPTS.iter().zip(&mut outcomes.0);
+        for (attempt, outcome) in attempts.filter(|(attempt, _)| attempt.concerns(held)) {
             let listener = match attempt.report {
                 Some((Hook::TLS, ..)) => &self.tls,
                 Some((Hook::HTTP, ..)) => &self.http,
@@ -257,13 +258,32 @@ enum Expect {
     Either,
 }
 
-/// Who is to be proven to hold a job.
+/// By what a job is to be proven to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     /// The programs, and what a job is launched with.
-    ByLaunch,
-    /// The programs alone: the job's processes were there before the fence.
-    ByPrograms,
+    Both,
+    /// The programs alone: nothing of the job is launched yet, or it was there before the fence.
+    Programs,
+    /// What a job is launched with, in a fence that is proven and notes every attempt already.
+    Launch,
+}
+
+impl Held {
+    /// As an argument of a process.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Both => "both",
+            Self::Programs => "programs",
+            Self::Launch => "launch",
+        }
+    }
+
+    /// From what [`Self::word`] gave.
+    pub(super) fn parse(word: &str) -> Option<Self> {
+        let mut all = [Self::Both, Self::Programs, Self::Launch].into_iter();
+        all.find(|held| held.word() == word)
+    }
 }
 
 struct Attempt {
@@ -282,7 +302,13 @@ impl Attempt {
     fn concerns(&self, held: Held) -> bool {
         // What the programs refuse they report.
         let by_launch = self.report.is_none() && matches!(self.expect, Expect::Refused(_));
-        held == Held::ByLaunch || !by_launch
+        match held {
+            Held::Both => true,
+            Held::Programs => !by_launch,
+            // A connection that only a fence makes, and that is no event: else a process that has
+            // entered some other cgroup would pass.
+            Held::Launch => by_launch || self.what == RESOLVER,
+        }
     }
 }
 
@@ -421,7 +447,7 @@ const ATTEMPTS: [Attempt; 22] = [
         report: None,
     },
     Attempt {
-        what: "reach the job's resolver over TCP, by the address of another one",
+        what: RESOLVER,
         stage: Stage::Job,
         make: |_| reach(V4),
         expect: Expect::Success(&[]),
@@ -449,6 +475,9 @@ const ATTEMPTS: [Attempt; 22] = [
         report: None,
     },
 ];
+
+/// The attempt that tells of a fence without an event.
+const RESOLVER: &str = "reach the job's resolver over TCP, by the address of another one";
 
 /// Attempts that tell of a layer.
 const OTHER_FAMILY: &str = "make a socket of another family as root";
@@ -575,9 +604,12 @@ pub fn probe(arguments: impl Iterator<Item = OsString>) -> u8 {
         eprintln!("{error}");
         return 1;
     }
+    // As a process that is launched is, of which this can tell too. When it fails, the attempt at an
+    // abstract socket does not.
+    _ = sys::scope();
     let mut outcomes = Outcomes::none();
     for stage in [Stage::Privileged, Stage::Job] {
-        outcomes.attempt(stage, Held::ByPrograms, &aim);
+        outcomes.attempt(stage, Held::Programs, &aim);
     }
     u8::from(io::stdout().write_all(&outcomes.bytes()).is_err())
 }
@@ -601,7 +633,7 @@ pub(crate) fn probe_cgroup(targets: &Targets, cgroup: &Path) -> io::Result<Outco
         return Err(io::Error::other(format!("{}: {said}", output.status)));
     };
     let mut outcomes = Outcomes::from_bytes(bytes);
-    targets.witness(&mut outcomes);
+    targets.witness(Held::Programs, &mut outcomes);
     Ok(outcomes)
 }
 
@@ -669,7 +701,7 @@ pub(crate) struct Findings {
 }
 
 /// What there is to probe.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Means {
     /// The program on `socket_create` is attached, and the kernel claims to call it.
     pub(crate) lsm: bool,
@@ -819,7 +851,7 @@ mod tests {
     #[test]
     fn a_fence_that_holds_is_found_to() {
         let (mut outcomes, mut reports) = held();
-        let findings = judge(&outcomes, Held::ByLaunch, &reports, MEANS).expect("it holds");
+        let findings = judge(&outcomes, Held::Both, &reports, MEANS).expect("it holds");
         assert_eq!(
             findings,
             Findings {
@@ -835,7 +867,7 @@ mod tests {
             reason: Reason::FAMILY,
             ..family
         });
-        let findings = judge(&outcomes, Held::ByLaunch, &reports, WITH_LSM).expect("it holds");
+        let findings = judge(&outcomes, Held::Both, &reports, WITH_LSM).expect("it holds");
         assert_eq!(
             findings,
             Findings {
@@ -855,7 +887,7 @@ mod tests {
             // It went through; or was refused by something else, as by a route that is missing.
             for outcome in [0, libc::ENETUNREACH, libc::EINPROGRESS] {
                 outcomes.0[index] = outcome;
-                match judge(&outcomes, Held::ByLaunch, &reports, MEANS) {
+                match judge(&outcomes, Held::Both, &reports, MEANS) {
                     Err(ProbeError::Open { what, .. }) => assert_eq!(what, attempt.what),
                     other => panic!("{} with {outcome}: {other:?}", attempt.what),
                 }
@@ -871,7 +903,7 @@ mod tests {
                 continue;
             };
             reports.retain(|report| !tells_of(report, hook, ip, proto));
-            match judge(&outcomes, Held::ByLaunch, &reports, MEANS) {
+            match judge(&outcomes, Held::Both, &reports, MEANS) {
                 Err(ProbeError::Unreported { what }) => assert_eq!(what, attempt.what),
                 other => panic!("{}: {other:?}", attempt.what),
             }
@@ -884,7 +916,7 @@ mod tests {
         for report in &mut reports {
             report.passed = 1;
         }
-        assert!(judge(&outcomes, Held::ByLaunch, &reports, MEANS).is_err());
+        assert!(judge(&outcomes, Held::Both, &reports, MEANS).is_err());
     }
 
     #[test]
@@ -894,7 +926,7 @@ mod tests {
             for report in reports.iter_mut().filter(|report| report.hook == hook) {
                 report.reason = Reason::INBOUND;
             }
-            let unreported = judge(&outcomes, Held::ByLaunch, &reports, MEANS);
+            let unreported = judge(&outcomes, Held::Both, &reports, MEANS);
             assert!(
                 matches!(unreported, Err(ProbeError::Unreported { .. })),
                 "{unreported:?}"
@@ -916,13 +948,13 @@ mod tests {
         // Ends without a byte.
         drop(connect(http));
         let mut outcomes = Outcomes::none();
-        targets.witness(&mut outcomes);
+        targets.witness(Held::Both, &mut outcomes);
         assert_eq!(outcomes.0[index(Hook::TLS)], 0);
         assert_eq!(outcomes.0[index(Hook::HTTP)], libc::EPERM);
 
         // Of an attempt that failed, nothing is waited for.
         outcomes.0 = [libc::ECONNREFUSED; ATTEMPTS.len()];
-        targets.witness(&mut outcomes);
+        targets.witness(Held::Both, &mut outcomes);
         assert_eq!(outcomes.0, [libc::ECONNREFUSED; ATTEMPTS.len()]);
     }
 
@@ -932,7 +964,7 @@ mod tests {
             let (mut outcomes, reports) = held();
             if let Expect::Success(_) = attempt.expect {
                 outcomes.0[index] = libc::EAGAIN;
-                let broken = judge(&outcomes, Held::ByLaunch, &reports, MEANS);
+                let broken = judge(&outcomes, Held::Both, &reports, MEANS);
                 assert!(
                     matches!(broken, Err(ProbeError::Broken { .. })),
                     "{broken:?}"
@@ -944,7 +976,7 @@ mod tests {
     #[test]
     fn a_program_that_is_attached_and_never_called_is_found() {
         let (outcomes, reports) = held();
-        assert!(judge(&outcomes, Held::ByLaunch, &reports, WITH_LSM).is_err());
+        assert!(judge(&outcomes, Held::Both, &reports, WITH_LSM).is_err());
     }
 
     #[test]
@@ -974,14 +1006,14 @@ mod tests {
             let aim = targets.aim(Path::new("/nonexistent"));
             assert_ne!(aim.v6, 0, "needs IPv6");
             let mut outcomes = Outcomes::none();
-            outcomes.attempt(Stage::Privileged, Held::ByLaunch, &aim);
+            outcomes.attempt(Stage::Privileged, Held::Both, &aim);
             for (attempt, outcome) in ATTEMPTS.iter().zip(&mut outcomes.0) {
                 // These two wait for an answer that nobody gives.
                 if attempt.stage == Stage::Job && !matches!(attempt.expect, Expect::Success(_)) {
                     *outcome = (attempt.make)(&aim).map_or_else(|error| errno(&error), |()| 0);
                 }
             }
-            targets.witness(&mut outcomes);
+            targets.witness(Held::Both, &mut outcomes);
             outcomes
         });
         let outcomes = outcomes.join().expect("no panic");

@@ -6,6 +6,7 @@
 //! has tried in vain to get out (`probe`) does it get the policy and become the command.
 
 use std::{
+    convert::Infallible,
     env,
     ffi::OsString,
     io,
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use jobfence_abi::{JobState, Reason};
+use jobfence_abi::{Event, JobState, Reason};
 use jobfence_policy::{Job, Mode, OnViolation};
 use rustix::{
     mount::{MountFlags, mount},
@@ -48,6 +49,7 @@ use crate::{
         mask::Mask,
         recorder::{Recorder, Subject},
     },
+    control::client::ClientError,
     kernel::{self, Events, EventsError, JobSpec, Kernel, KernelError, Slot},
     names::{NamesError, Resolver, Table},
     sys,
@@ -129,6 +131,9 @@ pub enum RunError {
     /// The fence does not hold.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// The host's agent, which was to hold the job.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
     /// Some other system call.
     #[error("could not {doing}: {source}")]
     Io {
@@ -139,7 +144,7 @@ pub enum RunError {
     },
 }
 
-fn failed(doing: &'static str) -> impl Fn(io::Error) -> RunError {
+pub(super) fn failed(doing: &'static str) -> impl Fn(io::Error) -> RunError {
     move |source| RunError::Io { doing, source }
 }
 
@@ -157,7 +162,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     let id = job_id();
     let log = options.log.as_deref().map(Log::open).transpose()?;
     let policy = Arc::new(options.policy);
-    let table = Arc::new(Table::default());
+    let table = Arc::new(Table::new(policy.limits.addresses));
     let mut kernel = Kernel::load()?;
     let mut slot = kernel.tries().slot(SLOT)?;
     let prefixes = policy.prefixes()?;
@@ -205,13 +210,18 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         resolver_v4: resolver.ports().v4,
         resolver_v6: resolver.ports().v6.unwrap_or(0),
         rate: 0,
+        upload: None,
     };
     let fenced =
         Fenced::start(&mut kernel, &cgroup, &id, &slot).inspect_err(|_| discard(&cgroup))?;
     let (account, command) = (&options.account, &options.command);
     let ready = begin_probe(&mut kernel, &fenced.fence, &resolver, &spec);
     let proven = match ready {
-        Ok(()) => prove(account, command, &cgroup, targets, &kernel, &mut events).await,
+        Ok(()) => {
+            let means = Means::find(kernel.has_lsm());
+            let (held, reports) = (Held::Both, || events.take());
+            prove(account, command, &cgroup, targets, held, means, reports).await
+        }
         Err(error) => Err(error.into()),
     };
     let (starting, findings) = match proven {
@@ -227,6 +237,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         spec.state = JobState::AUDIT;
     }
     spec.rate = policy.limits.events;
+    spec.upload = policy.limits.upload;
     let layers = layers(&kernel, &findings, &options.account);
     let replaced = slot
         .addresses()
@@ -259,10 +270,10 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
                 changed: &changed,
                 processes: &processes,
                 events: &mut events,
-                signals: &signals,
                 on_violation: policy.on_violation,
             };
-            (watch.until_exit(child).await.map(shell_status), None)
+            let status = until_exit(child, &signals, watch.care()).await;
+            (status.map(shell_status), None)
         }
         Err(error) => match error.shell_status() {
             Some(status) => (Ok(status), Some(error)),
@@ -300,34 +311,31 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
     })
 }
 
-/// Starts the job's first process, and has it prove the fence, which has no rule yet but for
-/// `targets`, before it becomes the command.
-async fn prove(
+/// Starts the job's first process, and has it prove what it is `held` by, before it becomes the
+/// command. Where that includes the programs, they have no rule yet but for `targets`, and `reports`
+/// gives what they have reported.
+pub(super) async fn prove(
     account: &Account,
     command: &[OsString],
     cgroup: &Cgroup,
     targets: Targets,
-    kernel: &Kernel,
-    events: &mut Events,
+    held: Held,
+    means: Means,
+    reports: impl FnOnce() -> Vec<Event>,
 ) -> Result<(Starting, Findings), RunError> {
     let aim = targets.aim(cgroup.path());
     // On this thread, which lasts as long as the job; the waiting on another, since the resolver
     // has to answer.
-    let starting = Starting::start(account, command, &aim).map_err(RunError::Launch)?;
+    let starting = Starting::start(account, command, held, &aim).map_err(RunError::Launch)?;
     let probed = spawn_blocking(move || {
         let (starting, mut outcomes) = starting.probe()?;
-        targets.witness(&mut outcomes);
+        targets.witness(held, &mut outcomes);
         Ok((starting, outcomes))
     })
     .await;
     let probed = probed.map_err(|error| failed("wait for the self-probe")(error.into()))?;
     let (starting, outcomes) = probed.map_err(RunError::Launch)?;
-    match probe::judge(
-        &outcomes,
-        Held::ByLaunch,
-        &events.take(),
-        Means::find(kernel.has_lsm()),
-    ) {
+    match probe::judge(&outcomes, held, &reports(), means) {
         Ok(findings) => Ok((starting, findings)),
         Err(error) => {
             starting.end().map_err(RunError::Launch)?;
@@ -420,6 +428,33 @@ fn begin_probe(
     kernel.write(fence, spec)
 }
 
+/// Waits for the job's first process, passes signals on to it, and takes `care` of the job, which
+/// ends by an error only.
+pub(super) async fn until_exit(
+    mut child: Child,
+    signals: &Signals,
+    care: impl Future<Output = io::Result<Infallible>>,
+) -> io::Result<ExitStatus> {
+    let pid = Pid::from_child(&child);
+    let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+    tokio::pin!(care);
+    loop {
+        // In this order: a flood of attempts must keep neither signals nor the job's end waiting.
+        tokio::select! {
+            biased;
+            come = signals.come() => {
+                come?;
+                signals.forward(pid)?;
+            }
+            ready = exited.readable() => {
+                ready?.retain_ready();
+                return child.wait();
+            }
+            failed = &mut care => match failed? {},
+        }
+    }
+}
+
 /// What the agent looks after while the job's command runs.
 struct Watch<'a> {
     cgroup: &'a Cgroup,
@@ -427,15 +462,12 @@ struct Watch<'a> {
     changed: &'a Notify,
     processes: &'a Mutex<Processes>,
     events: &'a mut Events,
-    signals: &'a Signals,
     on_violation: OnViolation,
 }
 
 impl Watch<'_> {
-    /// Waits for the job's first process, and does what the job needs meanwhile.
-    async fn until_exit(&mut self, mut child: Child) -> io::Result<ExitStatus> {
-        let pid = Pid::from_child(&child);
-        let exited = sys::watch(&pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
+    /// Does what the job needs, for as long as it is polled.
+    async fn care(&mut self) -> io::Result<Infallible> {
         let processes = process::watch(self.processes)?;
         let reported = self.events.watch().map_err(io::Error::other)?;
         // Whether attempts were left when some were last taken.
@@ -445,18 +477,9 @@ impl Watch<'_> {
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let mut round = false;
-            // In this order: a flood of attempts must keep neither signals, nor the job's end, nor
-            // the look after the log waiting.
+            // The look after the log first: a flood of attempts must not keep it waiting.
             tokio::select! {
                 biased;
-                come = self.signals.come() => {
-                    come?;
-                    self.signals.forward(pid)?;
-                }
-                ready = exited.readable() => {
-                    ready?.retain_ready();
-                    return child.wait();
-                }
                 _ = rounds.tick() => {
                     round = true;
                     more = drain(self.events, self.live);
@@ -492,7 +515,7 @@ fn drain(events: &mut Events, live: &Live) -> bool {
 }
 
 /// A name for the job that no other on this host has had.
-fn job_id() -> String {
+pub(super) fn job_id() -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -511,7 +534,7 @@ fn mount_bpffs() -> Result<(), RunError> {
 }
 
 /// An exit status as shells tell it.
-fn shell_status(status: ExitStatus) -> u8 {
+pub(super) fn shell_status(status: ExitStatus) -> u8 {
     let code = match (status.code(), status.signal()) {
         (Some(code), _) => code,
         (None, Some(signal)) => 128 + signal,

@@ -116,7 +116,7 @@ impl Account {
     }
 
     /// A user by id, who need not have an entry: containers often lack one.
-    fn with_id(uid: u32, gid: Option<u32>) -> Result<Self, UserError> {
+    pub(crate) fn with_id(uid: u32, gid: Option<u32>) -> Result<Self, UserError> {
         // To setresuid(2) this one means "leave it as it is".
         if uid == u32::MAX || gid == Some(u32::MAX) {
             return Err(UserError::Unknown(u32::MAX.to_string()));

@@ -37,16 +37,18 @@ impl Kernel {
         for user in known.iter().filter(|user| !users.contains(user)) {
             self.guarded.remove(user).map_err(map("GUARDED"))?;
         }
+        let remove = |path: &Path| match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
+            _ => Ok(()),
+        };
+        // Of an agent that was killed here.
+        for name in PROGRAMS {
+            remove(&folder.join(format!("{name}-new")))?;
+        }
         if users.is_empty() {
-            for name in PROGRAMS {
-                match fs::remove_file(folder.join(name)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(io_error(&folder, error));
-                    }
-                    _ => {}
-                }
-            }
-            return Ok(());
+            return PROGRAMS
+                .iter()
+                .try_for_each(|name| remove(&folder.join(name)));
         }
         let nobody = Job {
             state: JobState::CLOSED,

@@ -15,14 +15,17 @@ use std::{
     hash::BuildHasher as _,
     io,
     net::IpAddr,
-    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
 };
 
 use aya::{
-    Btf, BtfError, Ebpf, EbpfError, EbpfLoader,
+    Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{
         Array, ArrayOfMaps, HashMap as BpfHashMap, LpmTrie, Map, MapData, MapError, RingBuf,
         SkStorage, cgroup_storage::CgroupStorageKey, lpm_trie::Key,
@@ -37,11 +40,13 @@ use aya::{
 use ipnet::IpNet;
 use jobfence_abi::{
     Addr, Client, ClientKey, Counters, Grants, Job, JobState, MAX_ADDRESSES, MAX_NAMES, MAX_RANGES,
-    NAME_KEY_LEN, NameKey, PortRange, Socket,
+    NAME_KEY_LEN, NameKey, PortRange, Socket, UploadKey,
 };
 use jobfence_policy::HostPattern;
 use thiserror::Error as ThisError;
 use zerocopy::FromZeros as _;
+
+use crate::sys;
 
 #[expect(
     deprecated,
@@ -84,9 +89,13 @@ const GRANTS_BYTES: usize = size_of::<Grants>();
 const JOB_BYTES: usize = size_of::<Job>();
 const COUNTERS_BYTES: usize = size_of::<Counters>();
 const SOCKET_BYTES: usize = size_of::<Socket>();
+const UPLOAD_KEY_BYTES: usize = size_of::<UploadKey>();
+
+/// The program that counts what jobs send whose policy limits that.
+const UPLOAD: &str = "upload";
 
 /// The maps that are pinned for a daemon: all there are.
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 11] = [
     "SLOTS",
     "JOBS",
     "ADDRESSES",
@@ -94,6 +103,7 @@ const MAPS: [&str; 10] = [
     "COUNTERS",
     "CLIENTS",
     "GUARDED",
+    "UPLOADS",
     "EVENTS",
     "SOCKETS",
     "STREAMS",
@@ -158,13 +168,13 @@ pub enum KernelError {
         /// What aya said.
         source: LinkError,
     },
-    /// The kernel made no map.
-    #[error("the kernel made no map {map}: {}. {LOAD_HINT}", causes(source))]
+    /// A job's maps could not be made, or put where the programs look for them.
+    #[error("the kernel made no map for a job's {map}: {source}. {LOAD_HINT}")]
     Create {
-        /// Its name in the object.
+        /// The map that was to hold it.
         map: &'static str,
         /// What the kernel said.
-        source: MapError,
+        source: io::Error,
     },
     /// The folder for the job's pinned links.
     #[error(
@@ -177,6 +187,9 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
+    /// What is pinned cannot be read.
+    #[error("could not read what is pinned below {BPFFS}: {0}")]
+    Left(#[source] io::Error),
     /// A map could not be read or written.
     #[error("could not use the map {map}: {}", causes(source))]
     Map {
@@ -230,6 +243,8 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub struct Kernel {
     ebpf: Ebpf,
     keeper: Keeper,
+    /// Says that pinned maps have an agent.
+    lock: Option<File>,
     /// Whether the program on `socket_create` is loaded.
     lsm: bool,
     #[expect(deprecated, reason = "see the import")]
@@ -240,6 +255,7 @@ pub struct Kernel {
     tries: Tries,
     clients: Arc<Mutex<ClientMap>>,
     guarded: BpfHashMap<MapData, u32, u8>,
+    uploads: BpfHashMap<MapData, [u8; UPLOAD_KEY_BYTES], u64>,
 }
 
 /// Whether the kernel was started with BPF among its security modules, as securityfs tells it.
@@ -261,6 +277,8 @@ pub struct JobSpec {
     pub resolver_v6: u16,
     /// Attempts a second that are recorded, see [`Job::rate`].
     pub rate: u32,
+    /// Bytes that it may send to one address; `None` for no limit.
+    pub upload: Option<u64>,
 }
 
 impl JobSpec {
@@ -270,6 +288,7 @@ impl JobSpec {
         resolver_v4: 0,
         resolver_v6: 0,
         rate: 0,
+        upload: None,
     };
 }
 
@@ -290,12 +309,15 @@ impl Kernel {
     ///
     /// As [`Kernel::load`], and [`KernelError::Pins`].
     pub fn load_pinned() -> Result<Self, KernelError> {
-        let folder = pins::maps().map_err(|(path, source)| KernelError::Pins { path, source })?;
+        let (folder, lock) =
+            pins::maps().map_err(|(path, source)| KernelError::Pins { path, source })?;
         let mut loader = EbpfLoader::new();
         for name in MAPS {
             loader.map_pin_path(name, folder.join(name));
         }
-        Self::load_with(Keeper::Agent, &mut loader)
+        let mut kernel = Self::load_with(Keeper::Agent, &mut loader)?;
+        kernel.lock = Some(lock);
+        Ok(kernel)
     }
 
     fn load_with(keeper: Keeper, loader: &mut EbpfLoader<'_>) -> Result<Self, KernelError> {
@@ -309,11 +331,8 @@ impl Kernel {
             Keeper::Run => &[][..],
             Keeper::Agent => &guard::PROGRAMS[..],
         };
-        let wanted: Vec<_> = PROGRAMS
-            .iter()
-            .map(|(name, _)| name)
-            .chain(guards)
-            .collect();
+        let of_jobs = PROGRAMS.iter().map(|(name, _)| name).chain([&UPLOAD]);
+        let wanted: Vec<_> = of_jobs.chain(guards).collect();
         // Verifying takes most of the start, and the kernel verifies for several threads at once.
         thread::scope(|scope| {
             let threads: Vec<_> = ebpf
@@ -339,17 +358,21 @@ impl Kernel {
         };
         Ok(Self {
             keeper,
+            lock: None,
             lsm,
             slots: take(&mut ebpf, "SLOTS")?,
             jobs: take(&mut ebpf, "JOBS")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             sockets: take(&mut ebpf, "SOCKETS")?,
             tries: Tries {
-                addresses: Arc::new(Mutex::new(take(&mut ebpf, "ADDRESSES")?)),
-                names: Arc::new(Mutex::new(take(&mut ebpf, "NAMES")?)),
+                address_tries: Arc::new(descriptor(&ebpf, "ADDRESSES")?),
+                name_tries: Arc::new(descriptor(&ebpf, "NAMES")?),
+                addresses: Arc::new(take(&mut ebpf, "ADDRESSES")?),
+                names: Arc::new(take(&mut ebpf, "NAMES")?),
             },
             clients: Arc::new(Mutex::new(take(&mut ebpf, "CLIENTS")?)),
             guarded: take(&mut ebpf, "GUARDED")?,
+            uploads: take(&mut ebpf, "UPLOADS")?,
             ebpf,
         })
     }
@@ -412,6 +435,7 @@ impl Kernel {
         let pins = Pins::make(self.keeper, id)?;
         let fence = Fence {
             pins,
+            cgroup: cgroup.to_owned(),
             cgroup_id,
             slot: slot.number,
         };
@@ -455,14 +479,48 @@ impl Kernel {
         Ok(())
     }
 
+    /// The fences that a daemon before this one has left, whatever is known of their jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Left`] and [`KernelError::Map`].
+    pub fn left(&self) -> Result<Vec<Left>, KernelError> {
+        let (_, attach_type) = PROGRAMS[0];
+        let left = pins::left().map_err(KernelError::Left)?;
+        let of_cgroup = |(id, cgroup_id)| {
+            let slot = match self
+                .slots
+                .get(CgroupStorageKey::new(cgroup_id, attach_type), 0)
+            {
+                Ok(slot) => slot,
+                // It is attached to nothing, or was never told its slot.
+                Err(MapError::KeyNotFound) => 0,
+                Err(error) => return Err(map("SLOTS")(error)),
+            };
+            Ok(Left {
+                id,
+                cgroup_id,
+                slot,
+            })
+        };
+        left.into_iter().map(of_cgroup).collect()
+    }
+
     /// Takes up the fence of the job `id`, which a daemon before this one made.
     ///
     /// # Errors
     ///
     /// [`KernelError::Pins`] when its links are not pinned, or are another's to look after.
-    pub fn take_up(&self, id: &str, cgroup_id: u64, slot: u32) -> Result<Fence, KernelError> {
+    pub fn take_up(
+        &self,
+        id: &str,
+        cgroup: &Path,
+        cgroup_id: u64,
+        slot: u32,
+    ) -> Result<Fence, KernelError> {
         Ok(Fence {
             pins: Pins::take_up(id)?,
+            cgroup: cgroup.to_owned(),
             cgroup_id,
             slot,
         })
@@ -475,6 +533,9 @@ impl Kernel {
     ///
     /// [`KernelError::Map`].
     pub fn write(&mut self, fence: &Fence, spec: &JobSpec) -> Result<(), KernelError> {
+        if spec.upload.is_some() {
+            self.count_uploads(fence)?;
+        }
         let before = self.job(fence.slot)?;
         self.put(
             fence.slot,
@@ -484,9 +545,69 @@ impl Kernel {
                 resolver_v4: spec.resolver_v4,
                 resolver_v6: spec.resolver_v6,
                 rate: spec.rate,
+                // 0 says that there is no limit.
+                upload: spec.upload.map_or(0, |bytes| bytes.max(1)),
                 ..before
             },
         )
+    }
+
+    /// Lets nothing new leave a job that has ended. What its connections still have to send goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn close(&mut self, fence: &Fence) -> Result<(), KernelError> {
+        let before = self.job(fence.slot)?;
+        // Of the same generation: what was decided before is not decided anew.
+        self.put(
+            fence.slot,
+            &Job {
+                state: JobState::CLOSED,
+                ..before
+            },
+        )
+    }
+
+    /// Attaches the program that counts what the job sends, unless it is there.
+    fn count_uploads(&mut self, fence: &Fence) -> Result<(), KernelError> {
+        let path = fence.pins().join(UPLOAD);
+        if path.exists() {
+            return Ok(());
+        }
+        let cgroup = &fence.cgroup;
+        let folder = File::open(cgroup).map_err(|source| io_error(cgroup, source))?;
+        let link = self.attach(UPLOAD, &folder, cgroup)?;
+        let pinned = link.pin(&path).map_err(|source| KernelError::Pin {
+            program: UPLOAD,
+            path,
+            source: Box::new(source),
+        });
+        pinned.map(drop)
+    }
+
+    /// Forgets what the job has sent. Nothing of it may be sending any more.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Map`].
+    pub fn forget_uploads(&mut self, fence: &Fence) -> Result<(), KernelError> {
+        if !fence.pins().join(UPLOAD).exists() {
+            return Ok(());
+        }
+        let job = job_number(fence.cgroup_id);
+        let keys: Vec<_> = self
+            .uploads
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(map("UPLOADS"))?;
+        for key in keys {
+            let read: UploadKey = zerocopy::transmute!(key);
+            if read.job == job {
+                self.uploads.remove(&key).map_err(map("UPLOADS"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets the job's new resolver be asked in place of the one that it had; nothing else changes.
@@ -565,7 +686,7 @@ impl Kernel {
             .program_mut(name)
             .ok_or(KernelError::Missing(name))?;
         match name {
-            "egress" => {
+            "egress" | UPLOAD => {
                 let program = <&mut CgroupSkb>::try_from(program).map_err(failed)?;
                 let link = program
                     .attach(folder, CgroupSkbAttachType::Egress, mode)
@@ -623,7 +744,7 @@ impl Kernel {
 
 fn load_program(name: &'static str, program: &mut Program) -> Result<(), KernelError> {
     let loaded = match name {
-        "egress" => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
+        "egress" | UPLOAD => <&mut CgroupSkb>::try_from(program).and_then(CgroupSkb::load),
         "sock_create" | "guard_create" => {
             <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load)
         }
@@ -635,13 +756,11 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<(), KernelE
     })
 }
 
-/// `BPF_F_NO_PREALLOC`, which the kernel demands of tries.
-const NO_PREALLOC: u32 = 1;
-
 /// A fenced job. The fence outlives this value, so that no error path opens one: [`unpin`] ends it
 /// when the kernel says that it fences nothing any more.
 pub struct Fence {
     pins: Pins,
+    cgroup: PathBuf,
     cgroup_id: u64,
     slot: u32,
 }
@@ -663,43 +782,76 @@ impl Fence {
     }
 }
 
+/// A fence that a daemon has left, as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The job's id.
+    pub id: String,
+    /// The number of the job's cgroup; 0 when nothing of the job is left in the kernel.
+    pub cgroup_id: u64,
+    /// The job's place in the maps; 0 when it has none, and may do nothing.
+    pub slot: u32,
+}
+
 /// The tries of all jobs, by slot.
 #[derive(Clone)]
 pub struct Tries {
-    addresses: Arc<Mutex<ArrayOfMaps<MapData, Trie>>>,
-    names: Arc<Mutex<ArrayOfMaps<MapData, NameTrie>>>,
+    addresses: Arc<ArrayOfMaps<MapData, Trie>>,
+    names: Arc<ArrayOfMaps<MapData, NameTrie>>,
+    address_tries: Arc<OwnedFd>,
+    name_tries: Arc<OwnedFd>,
 }
 
 impl Tries {
-    /// Makes the slot `number` ready for a job, which can reach nothing in it yet. What another job
-    /// had in it is gone.
+    /// Makes slots ready for jobs, which can reach nothing in them yet. What other jobs had in them is
+    /// gone.
     ///
     /// The kernel lets every program that might still use the maps before end (RCU), which takes
-    /// some milliseconds: better done before a job waits for it.
+    /// some milliseconds: better done before a job waits for it, and for many slots at once.
     ///
     /// # Errors
     ///
     /// [`KernelError::Create`] and [`KernelError::Map`].
-    pub fn slot(&self, number: u32) -> Result<Slot, KernelError> {
-        let create = |map| move |source| KernelError::Create { map, source };
-        let addresses = Trie::create(MAX_ADDRESSES, NO_PREALLOC).map_err(create("ADDRESSES"))?;
-        let names = NameTrie::create(MAX_NAMES, NO_PREALLOC).map_err(create("NAMES"))?;
+    pub fn slots(&self, numbers: &[u32]) -> Result<Vec<Slot>, KernelError> {
+        let make = |map, key, entries| -> Result<Vec<OwnedFd>, KernelError> {
+            let make = |_| sys::make_trie(key, GRANTS_BYTES, entries);
+            let made = numbers.iter().map(make).collect::<Result<_, _>>();
+            made.map_err(|source| KernelError::Create { map, source })
+        };
+        let addresses = make("ADDRESSES", size_of::<Key<[u8; 16]>>(), MAX_ADDRESSES)?;
+        let names = make("NAMES", size_of::<Key<[u8; NAME_KEY_LEN]>>(), MAX_NAMES)?;
+        let put = |map, array: &OwnedFd, maps: &[OwnedFd]| {
+            sys::put_maps(array.as_fd(), numbers, maps)
+                .map_err(|source| KernelError::Create { map, source })
+        };
         // The two waits are one when they are at once.
         thread::scope(|scope| {
-            let set = scope.spawn(|| lock(&self.names).set(number, &names, 0));
-            lock(&self.addresses)
-                .set(number, &addresses, 0)
-                .map_err(map("ADDRESSES"))?;
-            match set.join() {
-                Ok(set) => set.map_err(map("NAMES")),
+            let other = scope.spawn(|| put("NAMES", &self.name_tries, &names));
+            put("ADDRESSES", &self.address_tries, &addresses)?;
+            match other.join() {
+                Ok(put) => put,
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })?;
-        Ok(Slot {
-            number,
-            addresses: Addresses::of(addresses),
-            names,
-        })
+        let tries = addresses.into_iter().zip(names);
+        let slot = |(&number, (addresses, names))| {
+            Ok(Slot {
+                number,
+                addresses: Addresses::of(trie("ADDRESSES", addresses)?),
+                names: trie("NAMES", names)?,
+            })
+        };
+        numbers.iter().zip(tries).map(slot).collect()
+    }
+
+    /// Makes one slot ready, as [`Tries::slots`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tries::slots`].
+    pub fn slot(&self, number: u32) -> Result<Slot, KernelError> {
+        let made = self.slots(&[number])?;
+        made.into_iter().next().ok_or(KernelError::Missing("slot"))
     }
 
     /// The slot `number` with what is in it.
@@ -708,14 +860,23 @@ impl Tries {
     ///
     /// [`KernelError::Map`], also when it was never made ready.
     pub fn open(&self, number: u32) -> Result<Slot, KernelError> {
-        let addresses = lock(&self.addresses).get(&number, 0);
-        let names = lock(&self.names).get(&number, 0);
+        let addresses = self.addresses.get(&number, 0);
+        let names = self.names.get(&number, 0);
         Ok(Slot {
             number,
             addresses: Addresses::of(addresses.map_err(map("ADDRESSES"))?),
             names: names.map_err(map("NAMES"))?,
         })
     }
+}
+
+/// The trie that a descriptor stands for.
+fn trie<K: Pod>(
+    name: &'static str,
+    fd: OwnedFd,
+) -> Result<LpmTrie<MapData, K, [u8; GRANTS_BYTES]>, KernelError> {
+    let data = MapData::from_fd(fd).map_err(map(name))?;
+    LpmTrie::try_from(Map::LpmTrie(data)).map_err(map(name))
 }
 
 /// A place for one job in the kernel's maps, with what the job may reach.
@@ -909,6 +1070,15 @@ fn io_error(path: &Path, source: io::Error) -> KernelError {
         path: path.to_owned(),
         source,
     }
+}
+
+/// A descriptor of an array of maps.
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let Some(Map::ArrayOfMaps(data)) = ebpf.map(name) else {
+        return Err(KernelError::Missing(name));
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|source| KernelError::Create { map: name, source })
 }
 
 /// Takes a map out of the object.

@@ -114,9 +114,41 @@ impl Pins {
     }
 }
 
-/// The folder for maps that outlive their agent, made if it is not there.
-pub(super) fn maps() -> Result<PathBuf, (PathBuf, io::Error)> {
-    make(root().join("maps"))
+/// The ids of the daemon's jobs that have links pinned, each with the number of its cgroup: 0 when
+/// nothing of the job is left that they could hold.
+pub(super) fn left() -> io::Result<Vec<(String, u64)>> {
+    let mut left = Vec::new();
+    let folders = match fs::read_dir(Keeper::Agent.folder()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(left),
+        folders => folders?,
+    };
+    for folder in folders {
+        let folder = folder?;
+        let mut cgroup = 0;
+        for link in fs::read_dir(folder.path())? {
+            cgroup = cgroup.max(sys::cgroup_of_link(&link?.path())?);
+        }
+        left.push((folder.file_name().to_string_lossy().into_owned(), cgroup));
+    }
+    Ok(left)
+}
+
+/// The folder for maps that outlive their agent, made if it is not there, and the lock that says that
+/// it has an agent.
+pub(super) fn maps() -> Result<(PathBuf, File), (PathBuf, io::Error)> {
+    let folder = make(root().join("maps"))?;
+    let locked = File::open(&folder).and_then(|lock| {
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(lock)
+    });
+    match locked {
+        Ok(lock) => Ok((folder, lock)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let running = io::Error::other("another agent is running");
+            Err((folder, running))
+        }
+        Err(error) => Err((folder, error)),
+    }
 }
 
 /// The folder for the links that hold users to their jobs, made if it is not there.

@@ -143,7 +143,9 @@ impl Decider {
                 let finding = Finding::deny(Reason::MALFORMED, None);
                 let event =
                     self.event(finding, peer, transport, String::new(), String::new(), code);
-                let noted = self.events.dns(event);
+                // Without one it is from somebody else on this host.
+                let client = self.events.client(peer, transport);
+                let noted = client.map_or(Ok(()), |client| self.events.dns(event, client));
                 noted.ok().map(|()| message::encode_error(&metadata, code))
             }
         })
@@ -152,10 +154,11 @@ impl Decider {
     /// The answer to a datagram that asks what was just answered, noted as every other.
     pub(super) fn answer_again(&self, bytes: &[u8], peer: SocketAddr) -> Option<Vec<u8>> {
         let (reply, event) = self.ready.find(bytes)?;
-        if !self.events.is_ready() || !self.events.is_from_job(peer, Transport::Udp) {
+        if !self.events.is_ready() {
             return None;
         }
-        let noted = self.events.dns(DnsEvent { peer, ..event });
+        let client = self.events.client(peer, Transport::Udp)?;
+        let noted = self.events.dns(DnsEvent { peer, ..event }, client);
         noted.ok().map(|()| reply)
     }
 
@@ -168,12 +171,14 @@ impl Decider {
     ) -> Vec<u8> {
         let shown = message::text(question.name());
         let is_local = message::host_name(&shown).is_some_and(|name| is_localhost(&name));
+        // Before anything is waited for: the kernel can forget who sent the question.
+        let client = self.events.client(peer, transport);
         let Outcome { mut reply, finding } = if !self.events.is_ready() {
             Outcome {
                 reply: unnoted(),
                 finding: None,
             }
-        } else if is_local || self.events.is_from_job(peer, transport) {
+        } else if is_local || client.is_some() {
             self.decide(&question, &shown).await
         } else {
             Outcome {
@@ -182,7 +187,7 @@ impl Decider {
             }
         };
         let mut again = None;
-        if let Some(finding) = finding {
+        if let (Some(finding), Some(client)) = (finding, client) {
             let kind = message::kind_word(question.kind());
             let event = self.event(finding, peer, transport, shown, kind, reply.code);
             // An answer with addresses holds for as long as the first of its records.
@@ -190,7 +195,7 @@ impl Decider {
             if transport == Transport::Udp && event.reason.is_allowed() {
                 again = ttl.map(|ttl| (event.clone(), ttl));
             }
-            if self.events.dns(event).is_err() {
+            if self.events.dns(event, client).is_err() {
                 reply = unnoted();
                 again = None;
             }
@@ -477,6 +482,7 @@ impl Decider {
         if let Err(error) = self.grant(name, &chain.names, &chain.addresses) {
             finding.verdict = Verdict::Deny;
             finding.reason = Reason::LIMIT;
+            finding.violation = error.is_for_limit();
             if !self.audits() {
                 finding.chain = chain.names;
                 finding.addresses = chain.addresses;

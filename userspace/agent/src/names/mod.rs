@@ -42,7 +42,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use jobfence_abi::Reason;
+use jobfence_abi::{Client, Reason};
 use jobfence_policy::{Job, Location, Name};
 use tokio::task::JoinSet;
 
@@ -72,6 +72,9 @@ pub struct Config<'a> {
     pub events: Arc<dyn EventSink>,
 }
 
+/// What is done to a socket before it is bound.
+pub type Mark<'a> = dyn Fn(BorrowedFd<'_>) -> io::Result<()> + Sync + 'a;
+
 /// The resolver of one job. It answers until it is dropped.
 pub struct Resolver {
     ports: Ports,
@@ -96,17 +99,33 @@ impl Resolver {
     ///
     /// When `resolv_conf` does not parse or a socket cannot be bound.
     pub async fn bind(config: Config<'_>) -> Result<Self, NamesError> {
-        let upstream = upstream(config.resolv_conf)?;
-        Self::bind_with(config, upstream).await
+        Self::bind_marked(config, &|_| Ok(())).await
     }
 
-    async fn bind_with(config: Config<'_>, upstream: Upstream) -> Result<Self, NamesError> {
+    /// The same; `mark` is given each socket before it is bound. A job that runs already may ask
+    /// from that moment on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Resolver::bind`], and what `mark` fails with.
+    pub async fn bind_marked(config: Config<'_>, mark: &Mark<'_>) -> Result<Self, NamesError> {
+        let upstream = upstream(config.resolv_conf)?;
+        Self::bind_with(config, upstream, mark).await
+    }
+
+    async fn bind_with(
+        config: Config<'_>,
+        upstream: Upstream,
+        mark: &Mark<'_>,
+    ) -> Result<Self, NamesError> {
         let bind_error = |address| move |source| NamesError::Bind { address, source };
         let (wanted_v4, wanted_v6) = config
             .ports
             .map_or((0, 0), |ports| (ports.v4, ports.v6.unwrap_or(0)));
-        let v4 = Pair::v4(wanted_v4).await.map_err(bind_error("127.0.0.1"))?;
-        let v6 = Pair::v6(wanted_v6).await.map_err(bind_error("::1"))?;
+        let v4 = Pair::v4(wanted_v4, mark)
+            .await
+            .map_err(bind_error("127.0.0.1"))?;
+        let v6 = Pair::v6(wanted_v6, mark).await.map_err(bind_error("::1"))?;
         let ports = Ports {
             v4: v4.port,
             v6: v6.as_ref().map(|pair| pair.port),
@@ -201,19 +220,19 @@ pub trait AddressSink: Send + Sync {
 
 /// Takes events. It is called before the answer is sent, in the task that sends it.
 pub trait EventSink: Send + Sync {
-    /// Whether a question from `peer` is the job's. Anybody on the host can send to the resolver's
-    /// port; others are refused, and leave no event.
-    fn is_from_job(&self, peer: SocketAddr, transport: Transport) -> bool;
+    /// The process that sent a question from `peer`; `None` when it is none of the job's. Anybody on
+    /// the host can send to the resolver's port; others are refused, and leave no event.
+    fn client(&self, peer: SocketAddr, transport: Transport) -> Option<Client>;
 
     /// Whether what happens can be noted. While it cannot, nobody is asked anything.
     fn is_ready(&self) -> bool;
 
-    /// Notes one question and its answer.
+    /// Notes one question, which `client` asked, and its answer.
     ///
     /// # Errors
     ///
     /// When it cannot be noted now. The job is told SERVFAIL; it is noted as soon as it can be.
-    fn dns(&self, event: DnsEvent) -> Result<(), Unnoted>;
+    fn dns(&self, event: DnsEvent, client: Client) -> Result<(), Unnoted>;
 }
 
 /// Something is not in the record yet.
@@ -274,6 +293,11 @@ impl GrantError {
     /// From whatever stood in the way: a full map, too many port ranges.
     pub fn new(source: impl Error + Send + Sync + 'static) -> Self {
         Self(Box::new(source))
+    }
+
+    /// Whether it is for a limit of the job's policy.
+    fn is_for_limit(&self) -> bool {
+        self.0.is::<Full>()
     }
 }
 

@@ -10,15 +10,16 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Transport;
 use super::decide::{Decider, poll_once};
 use super::message::MAX_QUESTION;
+use super::{Mark, Transport};
 
 /// How long a TCP connection may take for its next question, and to take an answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -32,6 +33,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Ports to try before giving up on one that is free for UDP and TCP.
 const BIND_TRIES: usize = 64;
 
+/// Connections that wait in the kernel to be accepted, at most.
+const BACKLOG: u32 = 1024;
+
 /// A port of one address, for UDP and TCP.
 pub(super) struct Pair {
     pub(super) port: u16,
@@ -41,14 +45,14 @@ pub(super) struct Pair {
 
 impl Pair {
     /// Takes a port of `127.0.0.1`: `wanted` if it is free, and not 0, else any.
-    pub(super) async fn v4(wanted: u16) -> io::Result<Self> {
-        Self::bind(Ipv4Addr::LOCALHOST.into(), wanted).await
+    pub(super) async fn v4(wanted: u16, mark: &Mark<'_>) -> io::Result<Self> {
+        Self::bind(Ipv4Addr::LOCALHOST.into(), wanted, mark).await
     }
 
     /// Takes a port of `::1`, as [`Pair::v4`] does; `None` on a host without IPv6.
-    pub(super) async fn v6(wanted: u16) -> io::Result<Option<Self>> {
+    pub(super) async fn v6(wanted: u16, mark: &Mark<'_>) -> io::Result<Option<Self>> {
         let without = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-        match Self::bind(Ipv6Addr::LOCALHOST.into(), wanted).await {
+        match Self::bind(Ipv6Addr::LOCALHOST.into(), wanted, mark).await {
             Ok(pair) => Ok(Some(pair)),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrNotAvailable
@@ -60,10 +64,10 @@ impl Pair {
         }
     }
 
-    async fn bind(ip: IpAddr, wanted: u16) -> io::Result<Self> {
+    async fn bind(ip: IpAddr, wanted: u16, mark: &Mark<'_>) -> io::Result<Self> {
         let any = std::iter::repeat_n(0, BIND_TRIES);
         for port in std::iter::once(wanted).chain(any) {
-            match Self::try_bind(ip, port).await {
+            match Self::try_bind(ip, port, mark) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 bound => return bound,
             }
@@ -71,13 +75,27 @@ impl Pair {
         Err(io::ErrorKind::AddrInUse.into())
     }
 
-    async fn try_bind(ip: IpAddr, port: u16) -> io::Result<Self> {
-        let tcp = TcpListener::bind((ip, port)).await?;
-        let port = tcp.local_addr()?.port();
-        let udp = UdpSocket::bind((ip, port)).await?;
+    fn try_bind(ip: IpAddr, port: u16, mark: &Mark<'_>) -> io::Result<Self> {
+        let tcp = match ip {
+            IpAddr::V4(_) => TcpSocket::new_v4()?,
+            IpAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        mark(tcp.as_fd())?;
+        tcp.set_reuseaddr(true)?;
+        tcp.bind((ip, port).into())?;
+        let tcp = tcp.listen(BACKLOG)?;
+        let address = tcp.local_addr()?;
+        let family = match ip {
+            IpAddr::V4(_) => AddressFamily::INET,
+            IpAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let udp = socket_with(family, SocketType::DGRAM, flags, None)?;
+        mark(udp.as_fd())?;
+        bind(&udp, &address)?;
         Ok(Self {
-            port,
-            udp: Arc::new(udp),
+            port: address.port(),
+            udp: Arc::new(UdpSocket::from_std(udp.into())?),
             tcp: Arc::new(tcp),
         })
     }

@@ -10,10 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jobfence_abi::MAX_ADDRESSES;
 use jobfence_policy::Name;
 
-/// The names and addresses of one job. It only grows, up to [`MAX_ADDRESSES`] pairs: an address
-/// stays usable for the job's life.
-#[derive(Debug, Default)]
-pub struct Table(Mutex<Pairs>);
+/// The names and addresses of one job. It only grows, up to as many pairs as the job's policy says
+/// (`limits.addresses`): an address stays usable for the job's life.
+#[derive(Debug)]
+pub struct Table {
+    limit: usize,
+    pairs: Mutex<Pairs>,
+}
+
+impl Default for Table {
+    /// With as many pairs as any job can have.
+    fn default() -> Self {
+        Self::new(MAX_ADDRESSES)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Pairs {
@@ -29,6 +39,15 @@ struct Entry {
 }
 
 impl Table {
+    /// An empty table for at most `limit` pairs of a name and an address.
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
+        Self {
+            limit: limit as usize,
+            pairs: Mutex::default(),
+        }
+    }
+
     /// The names that led to `ip`, the first one first.
     #[must_use]
     pub fn names_of(&self, ip: IpAddr) -> Vec<Name> {
@@ -58,11 +77,11 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// When the table would hold more than [`MAX_ADDRESSES`] pairs; then nothing is noted.
+    /// When the table would hold more pairs than it may; then nothing is noted.
     pub fn insert(&self, name: &Name, chain: &[Name], addresses: &[IpAddr]) -> Result<(), Full> {
         let mut pairs = self.lock();
         let new = pairs.unknown(name, addresses);
-        pairs.room_for(new.len())?;
+        pairs.room_for(new.len(), self.limit)?;
         pairs.count += new.len();
         for ip in &new {
             pairs.addresses.entry(*ip).or_default().push(name.clone());
@@ -79,13 +98,13 @@ impl Table {
     pub(super) fn unknown(&self, name: &Name, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Full> {
         let pairs = self.lock();
         let new = pairs.unknown(name, addresses);
-        pairs.room_for(new.len())?;
+        pairs.room_for(new.len(), self.limit)?;
         Ok(new)
     }
 
     fn lock(&self) -> MutexGuard<'_, Pairs> {
         // No panic can leave the maps half changed in a way that matters: they decide nothing.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,8 +120,8 @@ impl Pairs {
         new
     }
 
-    fn room_for(&self, more: usize) -> Result<(), Full> {
-        if more > 0 && self.count + more > MAX_ADDRESSES as usize {
+    fn room_for(&self, more: usize, limit: usize) -> Result<(), Full> {
+        if more > 0 && self.count + more > limit {
             return Err(Full);
         }
         Ok(())
@@ -111,10 +130,7 @@ impl Pairs {
 
 /// The job was led to as many addresses as it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the job has {MAX_ADDRESSES} addresses of names, the limit of one job; \
-     narrow its wildcard rules"
-)]
+#[error("the job's names have led it to as many addresses as `limits.addresses` allows")]
 pub struct Full;
 
 #[cfg(test)]

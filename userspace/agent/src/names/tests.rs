@@ -109,7 +109,7 @@ impl Fake {
 
     /// Serves over UDP and TCP at the port that is returned.
     async fn serve(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> u16 {
-        let Pair { port, udp, tcp } = Pair::v4(0).await.unwrap();
+        let Pair { port, udp, tcp } = Pair::v4(0, &|_| Ok(())).await.unwrap();
         let fake = Arc::clone(self);
         tasks.spawn(async move {
             let mut buffer = [0; 4096];
@@ -187,15 +187,20 @@ impl AddressSink for Agent {
 }
 
 impl EventSink for Agent {
-    fn is_from_job(&self, _: SocketAddr, _: Transport) -> bool {
-        !self.strangers.load(Ordering::Relaxed)
+    fn client(&self, _: SocketAddr, _: Transport) -> Option<Client> {
+        let client = Client {
+            pid: 1,
+            uid: 1,
+            comm: *b"client\0\0\0\0\0\0\0\0\0\0",
+        };
+        (!self.strangers.load(Ordering::Relaxed)).then_some(client)
     }
 
     fn is_ready(&self) -> bool {
         true
     }
 
-    fn dns(&self, event: DnsEvent) -> Result<(), Unnoted> {
+    fn dns(&self, event: DnsEvent, _: Client) -> Result<(), Unnoted> {
         self.events.lock().unwrap().push(event);
         Ok(())
     }
@@ -237,7 +242,9 @@ impl Bed {
             addresses: Arc::clone(&agent) as Arc<dyn AddressSink>,
             events: Arc::clone(&agent) as Arc<dyn EventSink>,
         };
-        let resolver = Resolver::bind_with(config, upstream).await.unwrap();
+        let resolver = Resolver::bind_with(config, upstream, &|_| Ok(()))
+            .await
+            .unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client
             .connect(("127.0.0.1", resolver.ports().v4))

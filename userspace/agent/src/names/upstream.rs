@@ -5,12 +5,13 @@
 //! see nor change.
 
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name as WireName, Record, RecordType};
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ResolveHosts, ResolverConfig};
+use hickory_resolver::config::{ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::system_conf::parse_resolv_conf;
@@ -46,7 +47,11 @@ pub(super) type Lookup<'a> = Pin<Box<dyn Future<Output = Option<Found>> + Send +
 
 /// The resolvers of one job.
 pub(super) struct Upstream {
-    resolver: TokioResolver,
+    config: ResolverConfig,
+    options: ResolverOpts,
+    /// Made when the job first asks for something: its cache takes most of the memory of a job, and
+    /// many a job asks for nothing.
+    resolver: OnceLock<TokioResolver>,
     search: Vec<String>,
 }
 
@@ -78,12 +83,10 @@ impl Upstream {
         options.preserve_intermediates = true;
         options.use_hosts_file = ResolveHosts::Never;
         // The job's own client appends search domains; names arrive here fully qualified.
-        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            .with_options(options)
-            .build()?;
         Ok(Self {
-            resolver,
+            config: ResolverConfig::from_parts(None, Vec::new(), servers),
+            options,
+            resolver: OnceLock::new(),
             search: search.iter().map(message::text).collect(),
         })
     }
@@ -93,12 +96,30 @@ impl Upstream {
         &self.search
     }
 
+    fn resolver(&self) -> Result<&TokioResolver, NetError> {
+        if let Some(resolver) = self.resolver.get() {
+            return Ok(resolver);
+        }
+        let provider = TokioRuntimeProvider::default();
+        let resolver = TokioResolver::builder_with_config(self.config.clone(), provider)
+            .with_options(self.options.clone())
+            .build()?;
+        Ok(self.resolver.get_or_init(|| resolver))
+    }
+
     /// Asks for the records of `name`, fully qualified. `None` when nobody gave an answer.
     ///
     /// An answer from the cache is there when the future is polled for the first time.
     pub(super) fn lookup(&self, name: WireName, kind: RecordType) -> Lookup<'_> {
         Box::pin(async move {
-            let lookup = tokio::time::timeout(ANSWER_TIMEOUT, self.resolver.lookup(name, kind));
+            let resolver = match self.resolver() {
+                Ok(resolver) => resolver,
+                Err(error) => {
+                    tracing::warn!(%error, "no resolver could be made");
+                    return None;
+                }
+            };
+            let lookup = tokio::time::timeout(ANSWER_TIMEOUT, resolver.lookup(name, kind));
             match lookup.await.ok()? {
                 Ok(found) => Some(Found::Records(found.answers().to_vec())),
                 Err(NetError::Dns(DnsError::NoRecordsFound(NoRecords {
