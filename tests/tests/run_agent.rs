@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use jobfence_tests::{Agent, Fence, Fenced, Internet, addresses::BLOCKED, eventually, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -50,9 +50,16 @@ fn jobs(agent: &Agent<'_>) -> Result<Vec<Value>> {
 fn begin(internet: &Internet, agent: &Agent<'_>, script: &str) -> Result<Child> {
     let fence = Fence::new(internet, POLICY)?.agent(Some(agent.socket()));
     let (mut command, _log) = fence.command(&["sh", "-c", script])?;
-    let child = command.stderr(Stdio::piped()).spawn()?;
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
     let ready = internet.home().join("ready");
-    eventually("the job runs", || ready.exists());
+    let mut ended = None;
+    eventually("the job runs, or has ended", || {
+        ended = child.try_wait().unwrap_or_default();
+        ready.exists() || ended.is_some()
+    });
+    if ended.is_some() {
+        bail!("{:?}\n{}", child.wait_with_output()?, agent.said());
+    }
     Ok(child)
 }
 

@@ -156,6 +156,8 @@ pub struct Host {
     places: Mutex<Places>,
     /// Told when places were taken or came free.
     taken: Notify,
+    /// Told when places have been made ready.
+    made: Notify,
     events: Mutex<Events>,
     readable: AsyncFd<OwnedFd>,
     processes: Arc<Mutex<Processes>>,
@@ -171,6 +173,8 @@ pub struct Host {
 /// Places in the kernel's maps.
 struct Places {
     ready: Vec<Slot>,
+    /// How many are being made ready.
+    making: usize,
     free: BTreeSet<u32>,
 }
 
@@ -249,9 +253,11 @@ impl Host {
             kernel: Mutex::new(kernel),
             places: Mutex::new(Places {
                 ready: Vec::new(),
+                making: 0,
                 free: (1..=config.jobs.min(MAX_JOBS - 1)).collect(),
             }),
             taken: Notify::new(),
+            made: Notify::new(),
             processes: Arc::new(Mutex::new(Processes::new())),
             changed: Arc::new(Notify::new()),
             jobs: Mutex::default(),
@@ -315,14 +321,17 @@ impl Host {
             }
             let (tries, wanted) = (self.tries.clone(), numbers.clone());
             let made = spawn_blocking(move || tries.slots(&wanted)).await;
-            match made.map_err(io::Error::from)? {
+            let made = made.map_err(io::Error::from)?;
+            lock(&self.places).making = 0;
+            match made {
                 Ok(slots) => lock(&self.places).ready.extend(slots),
                 Err(error) => {
                     tracing::warn!(%error, "places for jobs could not be made");
                     lock(&self.places).free.extend(numbers);
-                    self.taken.notified().await;
                 }
             }
+            self.made.notify_waiters();
+            self.taken.notified().await;
         }
     }
 
@@ -333,9 +342,11 @@ impl Host {
             return Vec::new();
         }
         let wanted = READY - places.ready.len();
-        std::iter::from_fn(|| places.free.pop_first())
+        let numbers: Vec<_> = std::iter::from_fn(|| places.free.pop_first())
             .take(wanted)
-            .collect()
+            .collect();
+        places.making = numbers.len();
+        numbers
     }
 
     /// Gives a place back.
@@ -357,17 +368,35 @@ impl Host {
 
     /// A place for a job; `None` when all are taken.
     async fn place(&self) -> Result<Option<Slot>, HostError> {
-        let ready = lock(&self.places).ready.pop();
-        self.taken.notify_one();
-        if ready.is_some() {
-            return Ok(ready);
+        loop {
+            // Before the look: what is made after it is not missed.
+            let made = self.made.notified();
+            let (ready, free, making) = {
+                let mut places = lock(&self.places);
+                let ready = places.ready.pop();
+                let free = match ready {
+                    Some(_) => None,
+                    None => places.free.pop_first(),
+                };
+                (ready, free, places.making)
+            };
+            self.taken.notify_one();
+            if ready.is_some() {
+                return Ok(ready);
+            }
+            if let Some(number) = free {
+                let slot = self.make_ready(number).await;
+                return slot.map(Some).inspect_err(|_| self.free(number));
+            }
+            if making == 0 {
+                self.take_down();
+                if lock(&self.places).free.is_empty() {
+                    return Ok(None);
+                }
+                continue;
+            }
+            made.await;
         }
-        let free = lock(&self.places).free.pop_first();
-        let Some(number) = free else {
-            return Ok(None);
-        };
-        let made = self.make_ready(number).await;
-        made.map(Some).inspect_err(|_| self.free(number))
     }
 
     /// Takes a batch of attempts, of whatever jobs, and says whether there may be more.
@@ -419,21 +448,7 @@ impl Host {
                 tokio::spawn(async move { host.end(&job).await });
             }
         }
-        let leaving = std::mem::take(&mut lock(&self.jobs).leaving);
-        for left in leaving {
-            let forgotten = lock(&self.kernel).forget_uploads(&left.fence);
-            let gone = forgotten
-                .map_err(io::Error::other)
-                .and_then(|()| left.is_gone());
-            match gone {
-                Ok(true) => self.free(left.slot),
-                Ok(false) => lock(&self.jobs).leaving.push(left),
-                Err(error) => {
-                    tracing::warn!(%error, pins = %left.fence.pins().display(), "a fence stays up");
-                    lock(&self.jobs).leaving.push(left);
-                }
-            }
-        }
+        self.take_down();
         self.forget();
         self.retain();
     }
@@ -464,6 +479,25 @@ impl Host {
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "old logs are left"),
+        }
+    }
+
+    /// Takes down the fences of jobs that have ended, as far as nothing of the job can send any more.
+    fn take_down(&self) {
+        let leaving = std::mem::take(&mut lock(&self.jobs).leaving);
+        for left in leaving {
+            let forgotten = lock(&self.kernel).forget_uploads(&left.fence);
+            let gone = forgotten
+                .map_err(io::Error::other)
+                .and_then(|()| left.is_gone());
+            match gone {
+                Ok(true) => self.free(left.slot),
+                Ok(false) => lock(&self.jobs).leaving.push(left),
+                Err(error) => {
+                    tracing::warn!(%error, pins = %left.fence.pins().display(), "a fence stays up");
+                    lock(&self.jobs).leaving.push(left);
+                }
+            }
         }
     }
 
