@@ -46,10 +46,17 @@ impl Cgroup {
             .lines()
             .find_map(|line| line.strip_prefix("0::/"))
             .context("not in a cgroup v2 hierarchy")?;
-        let name = format!("jobfence-tests-{}-{count}", id());
+        // Not as those of jobs are named.
+        let name = format!("tests-of-jobfence-{}-{count}", id());
         let path = Path::new(mount).join(own).join(name);
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// The words that start what follows them in this cgroup.

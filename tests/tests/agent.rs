@@ -1,9 +1,12 @@
 //! `jobfence agent`: many jobs at once, which outlive it.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use jobfence_tests::{Agent, Internet, Shell, addresses::BLOCKED, eventually, run};
+use jobfence_tests::{Agent, Cgroup, Fence, Internet, Shell, addresses::BLOCKED, eventually, run};
 use serde_json::Value;
 
 /// The default job may reach `allowed.test` on the web ports.
@@ -376,5 +379,97 @@ fn prometheus_is_told_what_happened() -> Result<()> {
         assert!(ended.lines().any(|found| found == line), "{line}: {ended}");
     }
     assert_eq!(scrape("/")?, "", "there is nothing else");
+    Ok(())
+}
+
+#[test]
+fn a_process_in_a_job_is_not_made_another_job() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let shell = Shell::new(&internet)?;
+    let id = agent.fence(&shell, "one", POLICY)?;
+    let pid = shell.pid().to_string();
+    let again = agent.job(&["start", "--id", "again", "--pid", &pid])?;
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    assert!(again.stderr.contains("in a job already"), "{again:?}");
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(
+        code,
+        Some(0),
+        "nothing of the second is told of the first: {output:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_fenced_command_cannot_have_the_agent_free_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let policies = internet.dir().join("policies");
+    fs::create_dir(&policies)?;
+    let wide = format!(
+        "version: 1\njobs: {{default: {{allow: [{{cidr: {}/32, ports: [80]}}]}}}}\n",
+        BLOCKED.v4
+    );
+    fs::write(policies.join("default.yml"), wide)?;
+    // Elsewhere than the job's own cgroup, so that its fence would be left behind.
+    let above = Cgroup::new()?;
+    let config = format!(
+        "policies: {}\ncgroup: {}\n",
+        policies.display(),
+        above.path().display()
+    );
+    let agent = Agent::start(&internet, &config)?;
+    let command = agent.command(&["start", "--pid", "$$"])?;
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .skip_while(|word| !word.to_string_lossy().ends_with("jobfence"))
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let attempt = format!(
+        "{} 2>&1; curl -sS -m 5 -o /dev/null http://{}/ && echo free",
+        words.join(" "),
+        BLOCKED.v4
+    );
+    // Who is in no job may.
+    let mut shell = Shell::new(&internet)?;
+    let (_, said) = shell.run(&attempt)?;
+    assert!(said.contains("free"), "{said}\n{}", agent.said());
+    drop(shell);
+    let mark = internet.mark();
+    let fence = Fence::new(&internet, "version: 1\njobs: {default: {}}\n")?;
+    let fenced = fence.run(&["sh", "-c", &attempt])?;
+    fenced.assert_code(110);
+    assert!(!fenced.output.stdout.contains("free"), "{fenced:#?}");
+    assert!(internet.since(mark).to(BLOCKED.v4).is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_job_is_killed_at_once_for_a_violation_if_its_policy_says_so() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let policy = format!("{POLICY}\non_violation: kill\n");
+    let packet = format!("curl -sS -m 5 http://{}/", BLOCKED.v4);
+    for (name, attempt) in [
+        ("packet", packet.as_str()),
+        ("name", "getent ahostsv4 blocked.test"),
+    ] {
+        let mut shell = Shell::new(&internet)?;
+        let id = agent.fence(&shell, name, &policy)?;
+        assert_eq!(
+            shell
+                .run("curl -sS -m 5 -o /dev/null https://allowed.test/")?
+                .0,
+            0
+        );
+        shell.begin(&format!("{attempt}; sleep 60"))?;
+        let start = Instant::now();
+        assert!(shell.end().is_err(), "{name}: killed");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{name}: not for another reason"
+        );
+        assert_eq!(agent.finish(&id)?.0, Some(110), "{name}");
+    }
     Ok(())
 }

@@ -35,8 +35,8 @@ pub struct Limits {
     pub addresses: u32,
     /// Attempts a second that are let through or recorded one by one.
     pub events: u32,
-    /// Payload bytes that the job may send to one destination, which is a name, or an address that
-    /// no name led to. `None`: no limit.
+    /// Bytes that the job may send to one address, with the headers and what is sent again. `None`:
+    /// no limit.
     pub upload: Option<u64>,
 }
 

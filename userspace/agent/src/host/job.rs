@@ -56,6 +56,8 @@ pub(super) struct Job {
     pub(super) probed: Mutex<Option<Vec<Event>>>,
     /// Whether a process was ever in it.
     populated: AtomicBool,
+    /// Whether it was killed for a violation.
+    killed: AtomicBool,
     /// What became of the fence, if it failed.
     pub(super) failure: Mutex<Option<String>>,
     /// Whether its end has been set going.
@@ -97,6 +99,7 @@ impl Job {
             narrowing: tokio::sync::Mutex::new(()),
             probed: Mutex::new(Some(Vec::new())),
             populated: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             failure: Mutex::new(None),
             ending: AtomicBool::new(false),
             ended: OnceCell::new(),
@@ -126,6 +129,7 @@ impl Job {
             .live
             .catch_up()
             .and_then(|()| self.live.recorder().kernel(event, name));
+        self.kill_violator();
         noted.is_ok()
     }
 
@@ -151,14 +155,29 @@ impl Job {
         }
         // An agent was killed when it had written the end, and had nothing more to do.
         let ended = recorder.has_ended();
-        let emptied = !populated && self.populated.load(Ordering::Relaxed);
+        // Its cgroup can have been removed while there was no agent.
+        let was_populated = self.populated.load(Ordering::Relaxed) || !self.cgroup.path().exists();
+        let emptied = !populated && was_populated;
         let parts = self.parts();
         let orphaned = parts
             .record
             .runner
             .is_some_and(|runner| !tree::is_alive(runner));
-        let killed = parts.policy.on_violation == OnViolation::Kill && recorder.violations() > 0;
-        ended || emptied || orphaned || killed
+        ended || emptied || orphaned || self.killed.load(Ordering::Relaxed)
+    }
+
+    /// Kills what is in the job if its policy says so of a violation, and there is one. The job is over
+    /// then.
+    pub(super) fn kill_violator(&self) {
+        if self.live.recorder().violations() == 0
+            || self.parts().policy.on_violation != OnViolation::Kill
+            || self.killed.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        if let Err(error) = self.cgroup.kill() {
+            tracing::warn!(job = self.id, %error, "not killed yet");
+        }
     }
 
     /// Notes that the fence has failed the job. The first failure counts.

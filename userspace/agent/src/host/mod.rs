@@ -295,7 +295,10 @@ impl Host {
                         self.look_after_jobs();
                     }
                 }
-                () = self.changed.notified() => {}
+                () = self.changed.notified() => {
+                    let jobs: Vec<_> = lock(&self.jobs).by_id.values().cloned().collect();
+                    jobs.iter().for_each(|job| job.kill_violator());
+                }
                 ready = process::readable(processes.as_ref()) => {
                     ready?.clear_ready();
                     process::lock(&self.processes).catch_up();

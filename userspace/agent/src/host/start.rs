@@ -43,6 +43,9 @@ use crate::{
     names::{Ports, Resolver, Table},
 };
 
+/// A user who is not trusted has no more than one place in so many.
+const SHARE: usize = 4;
+
 /// The folder of jobs' cgroups where the process that is moved is in one that is not root's alone.
 const OWN_CGROUP: &str = "jobfence";
 
@@ -56,7 +59,8 @@ impl Host {
         order: Start,
     ) -> Result<Started, Refusal> {
         let id = order.id.clone();
-        let reservation = self.reserve(&id)?;
+        let is_limited = !trusted && !self.config.is_runner(owner);
+        let reservation = self.reserve(&id, is_limited.then_some(owner))?;
         let sources = self.sources(owner, trusted, &order);
         let (sources, closed) = match sources {
             Ok(sources) => (sources, None),
@@ -137,9 +141,18 @@ impl Host {
         })
     }
 
-    /// Takes an id, which no job has, or had.
-    fn reserve<'a>(&'a self, id: &'a str) -> Result<Reservation<'a>, Refusal> {
+    /// Takes an id, which no job has, or had. A user who is neither trusted nor runs CI runners,
+    /// `owner`, gets a part of the places only.
+    fn reserve<'a>(&'a self, id: &'a str, owner: Option<u32>) -> Result<Reservation<'a>, Refusal> {
         let mut jobs = lock(&self.jobs);
+        let is_owners = |job: &&Arc<Job>| Some(job.parts().record.owner) == owner;
+        let share = (self.config.jobs as usize / SHARE).max(1);
+        if owner.is_some() && jobs.by_id.values().filter(is_owners).count() >= share {
+            return Err(Refusal {
+                code: Code::Full,
+                message: format!("{share} jobs of this user run, which is all that one may have"),
+            });
+        }
         let is_known = jobs.by_id.contains_key(id)
             || jobs.starting.contains(id)
             || self.ended(id).is_some()
