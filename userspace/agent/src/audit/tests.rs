@@ -452,10 +452,14 @@ fn lines_of_another_job_may_be_wrong_in_their_chain() {
     write_job(&path, "1");
     write_job(&path, "2");
     let text = fs::read_to_string(&path).unwrap();
-    let (first, second) = text.split_at(text.len() / 2);
-    let second = second.split_once('\n').unwrap().1;
-    let text = format!("{first}\n").replace("\n\n", "\n") + second;
-    assert!(verify(text.as_bytes(), None).is_err());
+    let mut lines: Vec<_> = text.lines().collect();
+    lines[2] = &lines[2][..lines[2].len() / 2];
+    let torn = lines.join("\n") + "\n";
+    assert!(
+        verify(torn.as_bytes(), None).is_err(),
+        "whose is the torn line?"
+    );
+    assert!(verify(torn.as_bytes(), Some("2")).is_err());
     let broken = fs::read_to_string(&path)
         .unwrap()
         .replacen("\"seq\":1", "\"seq\":7", 1);
