@@ -72,7 +72,7 @@ unsafe fn outside(sk: *mut bpf_sock) -> Option<*mut Socket> {
             return None;
         }
         let uid = bpf_get_current_uid_gid() as u32;
-        GUARDED.get(&uid)?;
+        GUARDED.get(uid)?;
         Some(SOCKETS.find_or_make(sk))
     }
 }

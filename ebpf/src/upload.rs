@@ -46,11 +46,11 @@ pub(crate) fn egress(ctx: &SkBuffContext) -> i32 {
         job: job.id,
         addr: header.flow.dst,
     };
-    if UPLOADS.get_ptr_mut(&key).is_none() {
+    if UPLOADS.get_ptr_mut(key).is_none() {
         // Another processor may have been faster.
-        let _ = UPLOADS.insert(&key, &0, NO_EXIST);
+        let _ = UPLOADS.insert(key, 0, NO_EXIST);
     }
-    let sent = match UPLOADS.get_ptr_mut(&key) {
+    let sent = match UPLOADS.get_ptr_mut(key) {
         // SAFETY: an eight-byte value of a map, only added to; it goes when the job has ended.
         Some(sent) => unsafe {
             increment_by(sent, length);

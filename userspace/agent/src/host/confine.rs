@@ -4,7 +4,7 @@
 //! |---|---|
 //! | capabilities but those of [`KEEPS`], from every set and the bounding set | nothing needs them after the start |
 //! | new privileges (`no_new_privs`) | it executes itself alone, for the self-probe |
-//! | system calls of [`REFUSED`], and user namespaces (seccomp) | none is part of its work; each has been part of kernel exploits, or of ways out of a sandbox |
+//! | system calls that it has no use for, and user namespaces (seccomp) | none is part of its work; each has been part of kernel exploits, or of ways out of a sandbox |
 //!
 //! The file system is the service manager's to make read-only (see jobfence-agent.service), and not
 //! Landlock's: a process in a Landlock domain may not look at one outside of it (`ptrace` access,
