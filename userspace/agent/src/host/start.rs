@@ -94,6 +94,11 @@ impl Host {
             .prepare(owner, order, sources, closed, policy, slot)
             .await;
         let (job, means) = prepared.map_err(|error| {
+            // Nothing of it was there before: the id was free.
+            journal::discard(&self.config.state, &id);
+            if let Err(error) = fs::remove_file(self.log_path(&id)) {
+                tracing::debug!(job = id, %error, "no log to remove");
+            }
             self.free(number);
             no_fence(&error)
         })?;
@@ -711,10 +716,11 @@ impl Host {
                 slot: record.slot,
                 cgroup,
             }),
-            Err(error) => {
-                tracing::debug!(job = record.id, %error, "no fence");
+            Err(KernelError::Pins { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 self.free(record.slot);
             }
+            // Its place stays taken: something may still pass that fence.
+            Err(error) => tracing::error!(job = record.id, %error, "a fence is left behind"),
         }
         journal.remove();
     }
