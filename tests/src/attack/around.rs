@@ -11,7 +11,7 @@ const SYSTEM_CALL: Expect = Expect::Nothing("the system call fails");
 const SERVICE: &str = "
 mount -t tmpfs none /run
 mkdir -p /run/lock /run/user \"$(dirname \"$0\")\"
-(setsid socat UNIX-LISTEN:\"$0\",fork,mode=666 EXEC:sh >/dev/null 2>&1 &)
+(setsid socat -t 10 UNIX-LISTEN:\"$0\",fork,mode=666 EXEC:sh >/dev/null 2>&1 &)
 until [ -S \"$0\" ]; do sleep 0.01; done
 export SERVICE=\"$0\"
 exec \"$@\"

@@ -132,12 +132,7 @@ impl Debian {
                 .current_dir(&work.0),
         )?;
         let tree = work.0.join("tree");
-        for entry in fs::read_dir(&work.0)? {
-            let package = entry?.path();
-            if package.extension().is_some_and(|end| end == "deb") {
-                sh::run(Command::new("dpkg-deb").arg("-x").args([&package, &tree]))?;
-            }
-        }
+        unpack(&work.0, &tree)?;
         // Merged or not, depmod wants it in /lib.
         let merged = tree.join("usr/lib/modules");
         if merged.is_dir() {
@@ -160,6 +155,19 @@ impl Debian {
         image::plain(&modules, "modules", &ready.join("modules.ext4"))?;
         rename(&ready, &folder)?;
         Ok(files)
+    }
+
+    /// Unpacks `packages` of the release's backports into `tree`, beside what is installed.
+    pub(crate) fn unpack_backports(&self, packages: &[&str], tree: &Path) -> Result<()> {
+        let work = Scratch::new(tree.with_extension("new"))?;
+        let suite = format!("{}-backports", self.codename);
+        let wanted = packages.iter().map(|name| format!("{name}/{suite}"));
+        let mut download = self.apt("apt-get");
+        download.args(["-q", "download"]).args(wanted);
+        sh::run(download.current_dir(&work.0))?;
+        let ready = work.0.join("ready");
+        unpack(&work.0, &ready)?;
+        rename(&ready, tree)
     }
 
     /// A disk with a root file system of this machine's release that has `packages`; the one that
@@ -282,6 +290,17 @@ fn dependencies(text: &str) -> impl Iterator<Item = &str> {
         .filter_map(|line| line.strip_prefix("Depends: "))
         .flat_map(|line| line.split([',', '|']))
         .filter_map(|dependency| dependency.split_whitespace().next())
+}
+
+/// Unpacks the packages that are in `folder`.
+fn unpack(folder: &Path, tree: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|end| end == "deb") {
+            sh::run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(tree))?;
+        }
+    }
+    Ok(())
 }
 
 fn create_dir(folder: &Path) -> Result<()> {

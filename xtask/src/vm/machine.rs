@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{debian, image};
+use super::{debian, emulator::Emulator, image};
 use crate::sh;
 
 /// How long a machine may take to its first process. On two idle cores it is five seconds.
@@ -23,6 +23,7 @@ const BOOT: Duration = Duration::from_secs(90);
 /// A machine, not yet started.
 pub(crate) struct Machine<'a> {
     pub(crate) release: &'a str,
+    pub(crate) emulator: &'a Emulator,
     pub(crate) files: &'a debian::Files,
     pub(crate) root: &'a Path,
     pub(crate) tests: &'a Path,
@@ -121,12 +122,10 @@ impl Machine<'_> {
              lsm=landlock,lockdown,yama,bpf init=/bin/sh -- -c \"{init}\"",
             image::SIGNATURE
         );
-        // Both processors in one thread: in several, qemu 7.2 now and then spoils the flags behind
-        // `cmpxchg16b`, of which a kernel's allocator dies. To go without that instruction is no
-        // way: there the newest kernels have no memory for the storage of sockets.
+        // Both processors in one thread: it is what has been seen to go on for hours.
         //
         // Emulated page tables of five levels are slow, and no test needs them.
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = self.emulator.command();
         command
             .args([
                 "-machine",

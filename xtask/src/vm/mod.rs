@@ -2,12 +2,14 @@
 //! what the verifier of each thinks of the programs.
 //!
 //! - [`debian`]: where kernels and the root file system come from
+//! - [`emulator`][]: qemu
 //! - [`image`]: disks made of folders
 //! - [`machine`]: one virtual machine
 //!
 //! All of it is kept in `target/vm`; what was brought once is not brought again.
 
 mod debian;
+mod emulator;
 mod image;
 mod machine;
 
@@ -30,6 +32,7 @@ use serde_json::Value;
 
 use crate::{setup, sh, test};
 use debian::{Debian, Kernel, Scratch};
+use emulator::Emulator;
 use machine::{Machine, Outcome, Suite};
 
 /// The test programs that run in each machine, in this order: targets of `jobfence-tests`. They are
@@ -93,6 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         [] => SUITES.to_vec(),
         named => named.iter().map(String::as_str).collect(),
     };
+    let emulator = Emulator::find(&debian, &folder)?;
     let root = debian.root(&packages())?;
     let binary = match env::var_os("JOBFENCE_BIN") {
         Some(binary) => binary.into(),
@@ -118,6 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let result = debian.fetch(kernel).and_then(|files| {
                 let machine = Machine {
                     release: &kernel.release,
+                    emulator: &emulator,
                     files: &files,
                     root: &root,
                     tests: &tests,
