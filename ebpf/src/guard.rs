@@ -7,6 +7,7 @@
 
 use aya_ebpf::{
     bindings::bpf_sock,
+    btf_maps::lpm_trie::Key,
     helpers::bpf_get_current_uid_gid,
     programs::{SockAddrContext, SockContext},
 };
@@ -72,7 +73,7 @@ unsafe fn outside(sk: *mut bpf_sock) -> Option<*mut Socket> {
             return None;
         }
         let uid = bpf_get_current_uid_gid() as u32;
-        GUARDED.get(uid)?;
+        GUARDED.get(&Key::new(u32::BITS, uid.to_be_bytes()))?;
         Some(SOCKETS.find_or_make(sk))
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
         bpf_map_type::{BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_SK_STORAGE},
         bpf_sock,
     },
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, RingBuf, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, RingBuf, lpm_trie::Key},
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
@@ -52,9 +52,10 @@ pub(crate) static NAMES: ArrayOfMaps<
 #[btf_map]
 pub(crate) static COUNTERS: Array<Counters, { MAX_JOBS as usize }> = Array::new();
 
-/// Users whose sockets belong into jobs, by their ids in the initial user namespace.
+/// Users whose sockets belong into jobs: by ids in the initial user namespace, as prefixes in network
+/// byte order, the user that has them.
 #[btf_map]
-pub(crate) static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }> = HashMap::new();
+pub(crate) static GUARDED: LpmTrie<[u8; 4], u32, { MAX_GUARDED as usize }> = LpmTrie::new();
 
 /// Bytes that jobs with a limit have sent, by address. The agent removes a job's entries when it has
 /// ended. Entries are made as they are needed, since most hosts need none.

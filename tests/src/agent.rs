@@ -3,15 +3,15 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
-    os::unix::net::UnixDatagram,
-    path::PathBuf,
+    os::unix::net::{UnixDatagram, UnixStream},
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Internet, Output, binary, run, slowness};
 
@@ -22,6 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Agent<'a> {
     internet: &'a Internet,
     folder: PathBuf,
+    program: PathBuf,
     child: Option<Child>,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Agent<'a> {
         let mut agent = Self {
             internet,
             folder,
+            program: binary()?,
             child: None,
         };
         agent.restart()?;
@@ -72,6 +74,15 @@ impl<'a> Agent<'a> {
         }
     }
 
+    /// Starts the daemon again, as another program, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Agent::restart`].
+    pub fn restart_as(&mut self, program: &Path) -> Result<()> {
+        self.program = program.to_owned();
+        self.restart()
+    }
+
     /// Starts the daemon again, and does not wait: the socket is where it says that it is ready.
     ///
     /// # Errors
@@ -87,7 +98,7 @@ impl<'a> Agent<'a> {
             .create(true)
             .append(true)
             .open(self.folder.join("agent.log"))?;
-        let mut command = self.internet.command(&binary()?.to_string_lossy());
+        let mut command = self.internet.command(&self.program.to_string_lossy());
         command
             .arg("agent")
             .arg("--config")
@@ -117,6 +128,17 @@ impl<'a> Agent<'a> {
         let mut child = self.child.take().context("no daemon")?;
         child.kill()?;
         child.wait()?;
+        Ok(())
+    }
+
+    /// Stops the daemon as a service manager does, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When there is none, or it does not end well.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let status = self.child.take().context("no daemon")?.wait()?;
+        ensure!(status.success(), "{status}\n{}", self.said());
         Ok(())
     }
 
@@ -151,13 +173,23 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// When there is no jobfence binary.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.internet.command(&binary()?.to_string_lossy());
+        let mut command = self.internet.command(&self.program.to_string_lossy());
         command
             .arg("job")
             .arg("--socket")
             .arg(self.folder.join("agent.sock"))
             .args(arguments);
         Ok(command)
+    }
+
+    /// The command line of `jobfence job`, for a shell.
+    ///
+    /// # Errors
+    /// When there is no jobfence binary.
+    pub fn line(&self, arguments: &str) -> Result<String> {
+        let (binary, socket) = (binary()?, self.socket());
+        let (binary, socket) = (binary.display(), socket.display());
+        Ok(format!("{binary} job --socket {socket} {arguments}"))
     }
 
     /// Runs `jobfence job` as root to its end.
@@ -173,15 +205,45 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// When the daemon refuses.
     pub fn fence(&self, shell: &Shell, name: &str, policy: &str) -> Result<String> {
+        self.start_job(shell, name, policy, &[])
+    }
+
+    /// Makes a runner of `shell`, as [`Agent::fence`] makes a job.
+    ///
+    /// # Errors
+    /// When the daemon refuses.
+    pub fn fence_runner(&self, shell: &Shell, name: &str, policy: &str) -> Result<String> {
+        self.start_job(shell, name, policy, &["--runner"])
+    }
+
+    fn start_job(&self, shell: &Shell, name: &str, policy: &str, more: &[&str]) -> Result<String> {
         let folder = self.internet.dir().file_name().context("a folder")?;
         let id = format!("{}-{name}", folder.to_string_lossy());
         let file = self.folder.join(format!("{name}.yml"));
         fs::write(&file, policy)?;
         let pid = shell.pid().to_string();
         let file = file.to_string_lossy();
-        let started = self.job(&["start", "--id", &id, "--pid", &pid, "--policy", &file])?;
+        let arguments = ["start", "--id", &id, "--pid", &pid, "--policy", &file];
+        let started = self.job(&[&arguments, more].concat())?;
         ensure!(started.status.success(), "{started:?}\n{}", self.said());
         Ok(id)
+    }
+
+    /// Asks it over its socket, as root; the answer is one of
+    /// `jobfence_agent::control::protocol::Answer`, in JSON.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask(&self, request: &Value) -> Result<Value> {
+        let mut stream = UnixStream::connect(self.socket()).context("no daemon listens")?;
+        stream.set_read_timeout(Some(DEADLINE * slowness()))?;
+        let mut answers = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        answers.read_line(&mut line).context("no greeting")?;
+        writeln!(stream, "{}", json!({"version": 1, "request": request}))?;
+        line.clear();
+        answers.read_line(&mut line).context("no answer")?;
+        Ok(serde_json::from_str(&line)?)
     }
 
     /// Ends the job `id`, and returns the exit code and what it printed.
@@ -243,9 +305,18 @@ impl Shell {
     /// When it cannot be started.
     pub fn of_user(internet: &Internet, user: &str) -> Result<Self> {
         let mut command = internet.command("setpriv");
-        let mut child = command
+        command
             .args(["--reuid", user, "--regid", "nogroup", "--clear-groups"])
-            .args(["sh"])
+            .args(["sh"]);
+        Self::of(command)
+    }
+
+    /// The shell that `command` is, or starts.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn of(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -286,6 +357,32 @@ impl Shell {
             self.stdin,
             "{{ {command}\n}} </dev/null 2>&1; echo \"$? =end=\""
         )?;
+        Ok(())
+    }
+
+    /// Has it start another shell, which runs what is told from now on, until [`Shell::leave`].
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn enter_child(&mut self) -> Result<()> {
+        // A shell reads ahead what there is to read, so each waits for the other.
+        writeln!(self.stdin, "sh -c 'echo up; exec sh'; echo down")?;
+        self.expect("up\n")
+    }
+
+    /// Ends the innermost shell that [`Shell::enter_child`] has started.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn leave(&mut self) -> Result<()> {
+        writeln!(self.stdin, "exit")?;
+        self.expect("down\n")
+    }
+
+    fn expect(&mut self, expected: &str) -> Result<()> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        ensure!(line == expected, "the shell said {line:?}");
         Ok(())
     }
 

@@ -120,16 +120,22 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let removed = self.kill().and_then(|()| {
-            for job in self.jobs() {
-                fs::remove_dir(job)?;
-            }
-            fs::remove_dir(&self.0)
-        });
+        let removed = self.kill().and_then(|()| remove(&self.0));
         if !thread::panicking() {
             removed.expect("the cgroup can be removed");
         }
     }
+}
+
+/// Removes an empty cgroup, and those below it.
+fn remove(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove(&path)?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 /// Somebody else's program on the making of sockets.

@@ -176,8 +176,12 @@ impl Internet {
         self.command_in(&self.net, program)
     }
 
+    /// The network namespace of the job side, as a file.
+    pub(crate) fn job_side(&self) -> String {
+        namespace(&self.job)
+    }
+
     fn command_in(&self, net: &OwnedFd, program: &str) -> Command {
-        let namespace = |fd: &OwnedFd| format!("/proc/{}/fd/{}", process::id(), fd.as_raw_fd());
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", namespace(net)))
@@ -318,6 +322,11 @@ impl Drop for Internet {
             removed.expect("cannot remove the directory of the private internet");
         }
     }
+}
+
+/// A namespace that this process has open, as a file.
+fn namespace(fd: &OwnedFd) -> String {
+    format!("/proc/{}/fd/{}", process::id(), fd.as_raw_fd())
 }
 
 /// A network namespace with a name, by which `ip` finds it while it is being set up.

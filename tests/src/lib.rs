@@ -23,9 +23,12 @@ mod http;
 mod internet;
 pub mod program;
 mod run;
+pub mod runners;
 mod servers;
+mod systemd;
 mod tls;
 mod wire;
+pub mod worker;
 
 pub use agent::{Agent, Shell};
 pub use dns::Data;
@@ -33,4 +36,5 @@ pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name, pins};
 pub use host::{Cgroup, Foreign, mounted};
 pub use internet::Internet;
 pub use run::{Output, eventually, run, slowness};
+pub use systemd::Machine;
 pub use wire::{Arrival, Arrivals, Mark, Protocol};

@@ -194,17 +194,30 @@ fn eight_jobs_know_nothing_of_each_other() -> Result<()> {
     Ok(())
 }
 
-/// The guard holds for the whole machine: a user that no other test has.
+/// The guard holds for the whole machine: a user that no other test has, and an id that a user
+/// namespace gives it.
 const GUARDED: &str = "games";
+const SUBORDINATE: &str = "3000001234";
 
 #[test]
 fn a_guarded_user_has_sockets_in_jobs_only() -> Result<()> {
     let internet = Internet::new()?;
+    // For the agent of this test alone.
+    let subuid = internet.dir().join("subuid");
+    fs::write(&subuid, format!("{GUARDED}:3000000000:65536\n"))?;
+    let mut mount = internet.command("mount");
+    mount.arg("--bind").arg(&subuid).arg("/etc/subuid");
+    let mounted = run(&mut mount, Duration::from_secs(10))?;
+    assert!(mounted.status.success(), "{mounted:?}");
+
     let mut outside = Shell::of_user(&internet, GUARDED)?;
+    let mut contained = Shell::of_user(&internet, SUBORDINATE)?;
     let attempt = format!("curl -sS -m 5 http://{}/", BLOCKED.v4);
-    let mark = internet.mark();
-    assert_eq!(outside.run(&attempt)?.0, 0, "without the guard it arrives");
-    assert!(!internet.since(mark).to(BLOCKED.v4).is_empty());
+    for shell in [&mut outside, &mut contained] {
+        let mark = internet.mark();
+        assert_eq!(shell.run(&attempt)?.0, 0, "without the guard it arrives");
+        assert!(!internet.since(mark).to(BLOCKED.v4).is_empty());
+    }
     // A socket from before.
     fs::write(
         internet.home().join("before.py"),
@@ -230,8 +243,10 @@ for attempt in (lambda: tcp.connect(('{0}', 80)), lambda: udp.sendto(b'x', ('{0}
     let mut inside = Shell::of_user(&internet, GUARDED)?;
     let id = agent.fence(&inside, "one", POLICY)?;
     let mark = internet.mark();
-    let (status, said) = outside.run(&attempt)?;
-    assert_ne!(status, 0, "{said}");
+    for shell in [&mut outside, &mut contained] {
+        let (status, said) = shell.run(&attempt)?;
+        assert_ne!(status, 0, "{said}");
+    }
     fs::write(internet.home().join("go"), "")?;
     let result = internet.home().join("before");
     let read = || fs::read_to_string(&result).unwrap_or_default();
@@ -256,6 +271,11 @@ for attempt in (lambda: tcp.connect(('{0}', 80)), lambda: udp.sendto(b'x', ('{0}
         "{denied:#?}"
     );
     assert!(denied.iter().all(|event| event["violation"] == true));
+    let uids: Vec<_> = denied
+        .iter()
+        .map(|event| event["process"]["uid"].to_string())
+        .collect();
+    assert!(uids.iter().any(|uid| uid == SUBORDINATE), "{denied:#?}");
     Ok(())
 }
 
@@ -471,5 +491,107 @@ fn a_job_is_killed_at_once_for_a_violation_if_its_policy_says_so() -> Result<()>
         );
         assert_eq!(agent.finish(&id)?.0, Some(110), "{name}");
     }
+    Ok(())
+}
+
+#[test]
+fn what_a_process_had_open_before_is_told() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let connect = "import socket, time
+s = socket.create_connection(('198.51.100.10', 22), 5)
+open('open', 'w').close()
+time.sleep(60)";
+    fs::write(internet.home().join("hold.py"), connect)?;
+    shell.run("python3 hold.py >held 2>&1 &")?;
+    let open = internet.home().join("open");
+    eventually("it is connected", || {
+        assert_eq!(
+            fs::read_to_string(internet.home().join("held")).unwrap_or_default(),
+            ""
+        );
+        open.exists()
+    });
+    let pid = shell.pid().to_string();
+    let policy = internet.dir().join("open-before.yml");
+    fs::write(&policy, POLICY)?;
+    // Cgroups are the whole machine's: no other test may have the id.
+    let folder = internet
+        .dir()
+        .file_name()
+        .map(|name| name.to_string_lossy());
+    let id = format!("{}-open", folder.unwrap_or_default());
+    let started = agent.job(&[
+        "start",
+        "--id",
+        &id,
+        "--pid",
+        &pid,
+        "--policy",
+        &policy.to_string_lossy(),
+    ])?;
+    assert!(started.status.success(), "{started:?}");
+    let told = format!("{}{}", started.stdout, started.stderr);
+    assert!(told.contains("tcp 198.51.100.10:22 (pid "), "{told}");
+    Ok(())
+}
+
+/// A collector of OpenTelemetry: writes what it gets to a file, a request a line.
+const COLLECTOR: &str = "
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        with open(sys.argv[1], 'ab') as file:
+            file.write(self.path.encode() + b' ' + body + b'\\n')
+        self.send_response(200)
+        self.send_header('Content-Length', '2')
+        self.end_headers()
+        self.wfile.write(b'{}')
+    def log_message(self, *words):
+        pass
+http.server.HTTPServer(('127.0.0.1', 4318), Handler).serve_forever()
+";
+
+#[test]
+fn a_collector_gets_every_line_of_a_log() -> Result<()> {
+    let internet = Internet::new()?;
+    let got = internet.dir().join("collected");
+    let mut collector = internet.command("python3");
+    collector.args(["-c", COLLECTOR]).arg(&got);
+    let mut collector = collector.spawn()?;
+    let agent = Agent::start(&internet, "otlp: http://127.0.0.1:4318\n")?;
+    let mut shell = Shell::new(&internet)?;
+    let id = agent.fence(&shell, "one", POLICY)?;
+    shell.run(&format!("curl -sS -m 5 http://{}/", BLOCKED.v4))?;
+    agent.finish(&id)?;
+    let log = fs::read_to_string(agent.log_path(&id))?;
+    let collected = || -> Vec<String> {
+        let text = fs::read_to_string(&got).unwrap_or_default();
+        let requests = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("/v1/logs "));
+        let parsed = requests.filter_map(|body| serde_json::from_str::<Value>(body).ok());
+        let lines = parsed.flat_map(|body| {
+            let scopes = &body["resourceLogs"][0]["scopeLogs"][0];
+            let records = scopes["logRecords"].as_array().cloned().unwrap_or_default();
+            records
+                .into_iter()
+                .filter_map(|record| Some(record["body"]["stringValue"].as_str()?.to_owned()))
+        });
+        lines.collect()
+    };
+    eventually("every line has arrived", || {
+        collected().len() >= log.lines().count()
+    });
+    collector.kill()?;
+    collector.wait()?;
+    assert_eq!(
+        collected(),
+        log.lines().collect::<Vec<_>>(),
+        "{}",
+        agent.said()
+    );
     Ok(())
 }

@@ -60,6 +60,7 @@ impl LogFile {
             processes: Arc::default(),
             mask: Mask::default(),
             log: Some(Log::open(&path)?),
+            is_runner: false,
         });
         recorder.job("started")?;
         let mut event = Event::new_zeroed();

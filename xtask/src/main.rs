@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod crates;
+mod dist;
 mod fuzz;
 mod lint;
 mod object;
 mod registries;
+mod runners;
 mod setup;
 mod sh;
 mod test;
@@ -117,6 +120,10 @@ enum Task {
     /// them for the attacks. `--test verifier --test decide` takes a minute for each kernel.
     /// `JOBFENCE_BIN` names a jobfence to use in place of a new one.
     Vm(vm::Options),
+    /// Set up, build, and make what is released: a Debian package, a tarball, checksums and an SBOM.
+    ///
+    /// In target/dist. `JOBFENCE_BIN` names a jobfence to use in place of a new one.
+    Dist,
     /// Check format, lints, documentation, licences and advisories.
     Lint,
 }
@@ -143,10 +150,16 @@ fn run(task: Task) -> Result<()> {
             ci,
             bench,
             vm,
+            runners: true,
+            dist: true,
         }),
         Task::Build { debug } => build(debug),
         Task::Test { filter } => {
-            setup::run(setup::Options::default())?;
+            setup::run(setup::Options {
+                runners: true,
+                dist: true,
+                ..setup::Options::default()
+            })?;
             build(false)?;
             test::run(filter.as_deref())
         }
@@ -176,6 +189,19 @@ fn run(task: Task) -> Result<()> {
         },
         Task::Fuzz { minutes, target } => fuzz::run(fuzz::Options { minutes, target }),
         Task::Vm(options) => vm::run(&options),
+        Task::Dist => {
+            setup::run(setup::Options {
+                dist: true,
+                ..setup::Options::default()
+            })?;
+            match env::var_os("JOBFENCE_BIN") {
+                Some(binary) => dist::run(binary.as_ref()),
+                None => {
+                    build(false)?;
+                    dist::run(&sh::release_binary())
+                }
+            }
+        }
         Task::Lint => lint::run(),
     }
 }

@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{sh, toolchain::Toolchain};
 
-const TARGET: &str = "bpfel-unknown-none";
+/// The target of the kernel object.
+pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
 /// Builds the object and puts it where the agent's build script looks, touching
 /// that file only when the object changed: cargo goes by its time.

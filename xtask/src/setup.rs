@@ -2,8 +2,9 @@
 //!
 //! What is there already and right is used, whoever put it there. The rest
 //! comes from apt first; the eBPF compiler from rustup where apt's are too old
-//! or would push out something installed; bpf-linker and cargo-deny from
-//! `cargo install`, at the versions below.
+//! or would push out something installed; bpf-linker, cargo-deb and cargo-deny from
+//! `cargo install`, at the versions below. The CI runners that tests run come into `target/`
+//! ([`runners`]).
 //!
 //! The plan is made anew after each step, since only an installed compiler
 //! tells which LLVM its linker has to have.
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     apt::Apt,
-    sh,
+    runners, sh,
     toolchain::{OLDEST_RUST, Survey},
 };
 
@@ -29,9 +30,14 @@ pub(crate) struct Options {
     pub(crate) bench: bool,
     /// Also what only `vm` needs.
     pub(crate) vm: bool,
+    /// Also the CI runners and containers, which only `test` needs.
+    pub(crate) runners: bool,
+    /// Also what `test` and `dist` make packages with.
+    pub(crate) dist: bool,
 }
 
 const BPF_LINKER: &str = "0.13.0";
+const CARGO_DEB: &str = "3.8.0";
 const CARGO_DENY: &str = "0.20.2";
 
 /// The compiler releases to get from rustup, newest first, with their LLVM.
@@ -68,7 +74,7 @@ impl Tool {
 }
 
 /// The linker and headers for Rust, and the clients and tools that the tests drive.
-const TOOLS: [Tool; 25] = [
+const TOOLS: [Tool; 26] = [
     Tool::command("cc", "gcc"),
     Tool::file("/usr/include/stdio.h", "libc6-dev"),
     Tool::file("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
@@ -88,6 +94,7 @@ const TOOLS: [Tool; 25] = [
     Tool::command("openssl", "openssl"),
     Tool::command("dig", "bind9-dnsutils"),
     Tool::command("socat", "socat"),
+    Tool::command("rsync", "rsync"),
     // What attacks are made with.
     Tool::command("ncat", "ncat"),
     Tool::command("nmap", "nmap"),
@@ -125,6 +132,18 @@ const VM_TOOLS: [Tool; 5] = [
     ),
 ];
 
+/// What containers with systemd are made with.
+const CONTAINER_TOOLS: [Tool; 2] = [
+    Tool::command("mmdebstrap", "mmdebstrap"),
+    Tool::command("systemd-nspawn", "systemd-container"),
+];
+
+/// What packages are made with.
+const DIST_TOOLS: [Tool; 2] = [
+    Tool::command("objdump", "binutils"),
+    Tool::command("dpkg-shlibdeps", "dpkg-dev"),
+];
+
 /// The packages with what tests need of the machine that they run on.
 pub(crate) fn test_packages() -> impl Iterator<Item = &'static str> {
     TOOLS.iter().map(|tool| tool.package)
@@ -138,9 +157,11 @@ enum Step {
     Rustup(&'static str),
     /// bpf-linker with this LLVM.
     Linker(u32),
+    CargoDeb,
     CargoDeny,
     /// rustfmt and clippy for the toolchain that builds the rest.
     Components,
+    Runners(runners::Step),
 }
 
 /// What this machine has and lacks.
@@ -150,9 +171,12 @@ struct Machine {
     /// Of what `--ci` asks for.
     deny: bool,
     components: bool,
+    cargo_deb: bool,
     /// Whether the eBPF compiler could have clippy from a package, and has none.
     ebpf_clippy: bool,
     rustup: bool,
+    /// What is left to do for the CI runners.
+    runners: Vec<runners::Step>,
 }
 
 /// Reports what is missing and, unless only asked to check, installs it.
@@ -219,7 +243,13 @@ fn show(plan: &[Step]) {
 
 impl Machine {
     fn look(options: Options) -> Self {
-        let Options { ci, bench, vm, .. } = options;
+        let Options {
+            ci,
+            bench,
+            vm,
+            dist,
+            ..
+        } = options;
         let survey = Survey::take();
         let answers = |args: [&str; 2]| sh::ask(sh::cargo().args(args)).is_some();
         let ebpf_clippy = ci
@@ -236,12 +266,19 @@ impl Machine {
                 .iter()
                 .chain(bench.then_some(&BENCH_TOOLS).into_iter().flatten())
                 .chain(vm.then_some(&VM_TOOLS).into_iter().flatten())
+                .chain(dist.then_some(&DIST_TOOLS).into_iter().flatten())
+                .chain((options.runners.then_some(&CONTAINER_TOOLS).into_iter()).flatten())
                 .filter(|tool| !(tool.present)(tool))
                 .collect(),
             deny: ci && !answers(["deny", "--version"]),
             components: ci && !(answers(["fmt", "--version"]) && answers(["clippy", "--version"])),
+            cargo_deb: dist && !answers(["deb", "--version"]),
             ebpf_clippy,
             rustup: sh::which("rustup").is_some(),
+            runners: match options.runners {
+                true => runners::missing(),
+                false => Vec::new(),
+            },
             survey,
         }
     }
@@ -250,8 +287,10 @@ impl Machine {
         self.tools.is_empty()
             && self.survey.pick().is_some()
             && !self.deny
+            && !self.cargo_deb
             && !self.components
             && !self.ebpf_clippy
+            && self.runners.is_empty()
     }
 
     fn report(&self) {
@@ -280,8 +319,10 @@ impl Machine {
         }
         for (missing, name) in [
             (self.deny, "cargo-deny"),
+            (self.cargo_deb, "cargo-deb"),
             (self.components, "rustfmt or clippy"),
             (self.ebpf_clippy, "clippy for the eBPF compiler"),
+            (!self.runners.is_empty(), "CI runners to test with"),
         ] {
             if missing {
                 eprintln!("missing: {name}");
@@ -339,9 +380,13 @@ impl Machine {
             }
             steps.push(Step::Components);
         }
+        if self.cargo_deb {
+            steps.push(Step::CargoDeb);
+        }
         if self.deny {
             steps.push(Step::CargoDeny);
         }
+        steps.extend(self.runners.iter().copied().map(Step::Runners));
         packages.dedup();
         if !packages.is_empty() {
             steps.insert(0, Step::Packages(packages));
@@ -427,12 +472,14 @@ impl Step {
                     .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
                 cargo
             }
+            Self::CargoDeb => cargo_install("cargo-deb", CARGO_DEB),
             Self::CargoDeny => cargo_install("cargo-deny", CARGO_DENY),
             Self::Components => {
                 let mut rustup = Command::new("rustup");
                 rustup.args(["component", "add", "rustfmt", "clippy"]);
                 rustup
             }
+            Self::Runners(step) => step.command(),
         }
     }
 }
@@ -502,8 +549,10 @@ mod tests {
             tools: Vec::new(),
             deny: false,
             components: false,
+            cargo_deb: false,
             ebpf_clippy: false,
             rustup,
+            runners: Vec::new(),
         }
     }
 

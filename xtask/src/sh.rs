@@ -81,6 +81,19 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
+/// What cargo prints; an error when it does not succeed.
+pub(crate) fn cargo_output(arguments: &[&str]) -> Result<String> {
+    let mut command = cargo();
+    let command = command.args(arguments).stderr(Stdio::inherit());
+    let output = command
+        .output()
+        .with_context(|| format!("start `{}`", render(command)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", render(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{}`", render(command)))
+}
+
 /// Removes from `command`'s environment every variable whose name `matches`.
 pub(crate) fn scrub(command: &mut Command, matches: impl Fn(&str) -> bool) {
     for (name, _) in env::vars_os() {

@@ -37,7 +37,7 @@ pub use stream::{Bytes, Fault, NAME_KEY_LEN, NAME_ROOM, NameKey, Step, Stream};
 
 /// Version of everything in this crate. It is part of the path under which maps and links are
 /// pinned, so that an agent never opens maps that another layout wrote.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// IP protocol numbers, as in the `protocol` field of an IPv4 header and the `next header` field
 /// of an IPv6 header

@@ -11,8 +11,8 @@ pub const MAX_JOBS: u32 = 1024;
 /// Addresses at which uploads of all jobs with a limit are counted.
 pub const MAX_UPLOADS: u32 = 65_536;
 
-/// Users whose sockets can be held to jobs.
-pub const MAX_GUARDED: u32 = 1024;
+/// Prefixes of user ids whose sockets can be held to jobs.
+pub const MAX_GUARDED: u32 = 4096;
 
 /// Addresses and prefixes that one job can hold.
 pub const MAX_ADDRESSES: u32 = 65_536;

@@ -112,6 +112,7 @@ fn recorder(path: &std::path::Path) -> Recorder {
         processes: Arc::default(),
         mask: Mask::new([("API_TOKEN".to_owned(), "correct-horse".to_owned())].into_iter()),
         log: Some(Log::open(path).unwrap()),
+        is_runner: false,
     })
 }
 

@@ -14,14 +14,14 @@ use jobfence_agent::{
     control::server::{self, Socket},
     host::{
         Host,
-        config::{CONFIG, Config},
+        config::{CONFIG, Config, ConfigError},
         confine::confine,
-        notify::{Notify, watchdog},
+        notify::{Notify, reloading, watchdog},
     },
 };
 use nix::unistd::geteuid;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::interval,
 };
 
@@ -30,7 +30,7 @@ use crate::report;
 /// Fence the jobs of this host.
 ///
 /// Runs until it is told to stop (SIGTERM, SIGINT). Jobs stay fenced meanwhile: the next agent takes
-/// them up. `jobfence job` talks to it.
+/// them up. On SIGHUP it reads its configuration again. `jobfence job` talks to it.
 #[derive(Args)]
 pub(crate) struct AgentArguments {
     /// Configuration [default: /etc/jobfence/agent.yml, if it is there]
@@ -53,9 +53,8 @@ fn run(path: Option<&Path>) -> Result<()> {
         geteuid().is_root(),
         "the agent must be root to fence jobs: run it as a service"
     );
-    let config = Config::load(path)?;
+    let (config, guarded) = configured(path)?;
     let group = config.group_id(path.unwrap_or(Path::new(CONFIG)))?;
-    let guarded = config.guarded(path.unwrap_or(Path::new(CONFIG)))?;
     let notify = Notify::from_env().context("cannot reach the service manager at NOTIFY_SOCKET")?;
     // One thread: what a job needs is done in turn, and the watchdog sees when that stops.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,10 +63,18 @@ fn run(path: Option<&Path>) -> Result<()> {
         .thread_keep_alive(Duration::from_millis(100))
         .build()
         .context("cannot start the agent")?;
-    runtime.block_on(serve(config, guarded, group, &notify))
+    runtime.block_on(serve(path, config, guarded, group, &notify))
+}
+
+/// The configuration, and the users that are held to jobs.
+fn configured(path: Option<&Path>) -> Result<(Config, Vec<u32>), ConfigError> {
+    let config = Config::load(path)?;
+    let guarded = config.guarded(path.unwrap_or(Path::new(CONFIG)))?;
+    Ok((config, guarded))
 }
 
 async fn serve(
+    path: Option<&Path>,
     config: Config,
     guarded: Vec<u32>,
     group: Option<u32>,
@@ -76,6 +83,7 @@ async fn serve(
     // First of all, since it tells whether another agent is running. Callers wait from now on.
     let socket = Socket::bind(&config.socket)?;
     let stop = stop_signal()?;
+    let hangup = signal(SignalKind::hangup()).context("cannot take signals")?;
     let host = Host::open(config, guarded, report::plain).await?;
     confine().await?;
     notify.tell("READY=1");
@@ -90,7 +98,30 @@ async fn serve(
         // It ends only by an error.
         ended = host.serve() => ended.map_err(|error| anyhow!("the agent cannot look after its jobs: {error}")),
         () = keep_alive(notify, watchdog()) => Ok(()),
+        () = reload(hangup, &host, path, notify) => Ok(()),
     }
+}
+
+/// Reads the configuration again, for ever, when it is told to. One that cannot be used changes
+/// nothing.
+async fn reload(mut hangup: Signal, host: &Host, path: Option<&Path>, notify: &Notify) {
+    while hangup.recv().await.is_some() {
+        notify.tell(&reloading());
+        let reloaded = configured(path)
+            .map_err(anyhow::Error::from)
+            .and_then(|(config, guarded)| Ok(host.reload(config, guarded)?));
+        match reloaded {
+            Ok(waiting) => {
+                tracing::info!("the configuration is read again");
+                for key in waiting {
+                    tracing::warn!(key, "is not changed until the agent is started again");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+        }
+        notify.tell("READY=1");
+    }
+    pending().await
 }
 
 /// Ready with its name when the process is told to stop.

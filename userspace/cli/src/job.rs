@@ -100,6 +100,10 @@ struct StartArguments {
     /// the job's cgroup]
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
+    /// The process is a CI runner, not a job of one: what it runs may leave its fence into jobs of
+    /// its own, and nowhere else
+    #[arg(long, requires = "pid")]
+    runner: bool,
     /// Policy file [default: what the host has for the repository]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -112,6 +116,9 @@ struct StartArguments {
     /// Ref that is built
     #[arg(long = "ref", value_name = "REF")]
     git_ref: Option<String>,
+    /// Branch that the change is to be merged into, or that is built
+    #[arg(long)]
+    base: Option<String>,
     /// Run, or pipeline
     #[arg(long)]
     run: Option<String>,
@@ -125,8 +132,8 @@ struct StartArguments {
     #[arg(long)]
     actor: Option<String>,
     /// Runner that has the job
-    #[arg(long)]
-    runner: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    runner_name: Option<String>,
 }
 
 pub(crate) fn job(arguments: JobArguments) -> ExitCode {
@@ -236,16 +243,18 @@ impl StartArguments {
             id: self.id.unwrap_or_else(fresh_id),
             pid: self.pid,
             launch: None,
+            runner: self.runner,
             policy,
             job: self.job,
             labels: Labels {
                 repo: self.repo,
                 git_ref: self.git_ref,
+                base: self.base,
                 run: self.run,
                 attempt: self.attempt,
                 workflow: self.workflow,
                 actor: self.actor,
-                runner: self.runner,
+                runner: self.runner_name,
             },
         })
     }
@@ -285,14 +294,19 @@ fn render_start(started: &Started, style: Style) -> String {
         state,
         log,
         processes,
+        runner,
         open_before,
         clipped,
         ..
     } = started;
     let s = if *processes == 1 { "" } else { "es" };
     let mut text = format!("jobfence: job {id} · {state} · {processes} process{s} · log {log}\n");
+    let held = match runner {
+        Some(runner) => format!("left in the fence of {runner}"),
+        None => "not fenced".to_owned(),
+    };
     for socket in open_before {
-        _ = writeln!(text, "  open before, not fenced: {socket}");
+        _ = writeln!(text, "  open before, {held}: {socket}");
     }
     for line in clipped {
         _ = writeln!(
@@ -384,9 +398,12 @@ mod tests {
             phase: Phase::Running,
             violations: 2,
             exit: 110,
+            runner: false,
             owner: 1001,
             started: u64::MAX,
             log: "/var/log/jobfence/a.jsonl".to_owned(),
+            refused: Vec::new(),
+            refused_more: 0,
         }
     }
 
@@ -418,8 +435,10 @@ u1001-long-name  running  110   2        0s   1001  -           advisory
             state: "enforcing".to_owned(),
             log: "/var/log/jobfence/a.jsonl".to_owned(),
             processes: 1,
+            runner: None,
             open_before: vec!["tcp 198.51.100.1:443 of runner (pid 7)".to_owned()],
             clipped: vec!["host: x.test".to_owned()],
+            allowed: Vec::new(),
         };
         assert_eq!(
             render_start(&started, Style::Plain),

@@ -6,7 +6,10 @@
 
 mod agent;
 mod doctor;
+mod generate;
 mod history;
+mod hook;
+mod install;
 mod job;
 mod policy;
 mod report;
@@ -17,7 +20,7 @@ use std::{
     process::{ExitCode, Termination as _},
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use jobfence_agent::job::{launch, probe, reaper};
 
 /// An egress firewall for CI jobs: a job reaches the domains on its allow list, and nothing else.
@@ -33,12 +36,15 @@ enum Command {
     Run(run::RunArguments),
     Agent(agent::AgentArguments),
     Job(job::JobArguments),
+    Hook(hook::HookArguments),
+    Install(install::InstallArguments),
+    Uninstall(install::UninstallArguments),
     Report(history::ReportArguments),
     Doctor(doctor::DoctorArguments),
 }
 
 fn main() -> ExitCode {
-    // Three roles of this program are for its own use, and begin before anything else is set up.
+    // Four roles of this program are for its own use, and begin before anything else is set up.
     if let Some(role) = env::args_os().nth(1) {
         if role == launch::ENTRY {
             return launch::become_job(env::args_os().skip(2)).into();
@@ -49,6 +55,9 @@ fn main() -> ExitCode {
         if role == reaper::ENTRY {
             return reaper::reap(env::args_os().skip(2)).into();
         }
+        if role == generate::ENTRY {
+            return generate::generate(env::args_os().skip(2), Arguments::command()).report();
+        }
     }
     let arguments = Arguments::parse();
     // Of a daemon, its log is all that there is to see.
@@ -58,6 +67,9 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments).report(),
         Command::Agent(arguments) => agent::agent(&arguments).report(),
         Command::Job(arguments) => job::job(arguments).report(),
+        Command::Hook(arguments) => hook::hook(arguments).report(),
+        Command::Install(arguments) => install::install(arguments).report(),
+        Command::Uninstall(arguments) => install::uninstall(&arguments).report(),
         Command::Report(arguments) => history::report(&arguments).report(),
         Command::Doctor(arguments) => doctor::doctor(&arguments).report(),
     }

@@ -49,6 +49,12 @@ pub(crate) struct Unread {
     source: io::Error,
 }
 
+/// Whether there was no such file.
+pub(crate) fn is_absent(error: &anyhow::Error) -> bool {
+    let unread = error.downcast_ref::<Unread>();
+    unread.is_some_and(|unread| unread.source.kind() == io::ErrorKind::NotFound)
+}
+
 fn read_as(path: &Path, account: &Account) -> Result<Vec<u8>> {
     let groups = become_user(account)?;
     let bytes = read(path);

@@ -9,21 +9,16 @@ use std::{
 };
 
 use anyhow::Error;
-use jobfence_abi::Fault;
 use jobfence_agent::{
     audit::{
         event::{Event, Kind, ProcessInfo, Verdict},
         ledger::{Summary, Tally},
+        refused::{MOST, destination, lineage, suggestion},
     },
     job::{State, run::Outcome},
 };
 use tracing::{Level, Metadata};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
-
-/// Destinations of each sort that are shown; the log has all.
-const MOST: usize = 20;
-/// Characters of a command line that are shown.
-const WIDEST: usize = 100;
 
 /// Sends diagnostics of `level` and above to standard error. `JOBFENCE_LOG` sets another level
 /// (`debug`, …).
@@ -197,34 +192,6 @@ fn address(event: &Event) -> Option<(IpAddr, u16)> {
     dst.ip.zip(dst.port)
 }
 
-/// What an attempt was after, in a few words.
-fn destination(event: &Event) -> String {
-    let proto = event.proto.as_deref().unwrap_or("");
-    if let Some(question) = &event.dns {
-        return question.qname.clone();
-    }
-    let Some(dst) = &event.dst else {
-        return match event.kind {
-            Kind::Loss => "events".to_owned(),
-            _ if event.message.is_some() => format!("others ({:?})", event.kind).to_lowercase(),
-            _ => format!("socket of protocol {proto}"),
-        };
-    };
-    let mut text = String::new();
-    let ip = dst.ip.map(|ip| ip.to_string()).unwrap_or_default();
-    match (&dst.name, dst.port) {
-        (Some(name), Some(port)) => _ = write!(text, "{name}:{port}"),
-        (Some(name), None) => text.push_str(name),
-        (None, Some(port)) if ip.contains(':') => _ = write!(text, "[{ip}]:{port}"),
-        (None, Some(port)) => _ = write!(text, "{ip}:{port}"),
-        (None, None) => text.push_str(&ip),
-    }
-    if proto != "tcp" {
-        _ = write!(text, "/{proto}");
-    }
-    text
-}
-
 /// What a reason means to someone who meets it for the first time.
 fn meaning(event: &Event) -> &str {
     match &*event.reason {
@@ -251,59 +218,6 @@ fn meaning(event: &Event) -> &str {
         "family" => "a socket of a family that no build needs",
         "closed" => "the job had no policy",
         _ => "refused",
-    }
-}
-
-/// The policy line that would allow an attempt; none where no rule can.
-fn suggestion(event: &Event) -> Option<String> {
-    let proto = event.proto.as_deref()?;
-    match &*event.reason {
-        "name" => {
-            let question = event.dns.as_ref()?;
-            // A question for another record type, as `_http._tcp.NAME SRV`, is not what a rule
-            // would have to allow.
-            if !["A", "AAAA"].contains(&question.qtype.as_str()) {
-                return None;
-            }
-            let name = &question.qname;
-            Some(format!("- host: {name}"))
-        }
-        "private-address" => {
-            let name = &event.dns.as_ref()?.qname;
-            Some(format!("- {{host: {name}, private: true}}"))
-        }
-        "sni" | "host-header" => {
-            let dst = event.dst.as_ref()?;
-            let (name, port) = (dst.name.as_ref()?, dst.port?);
-            let is_tls = event.reason == "sni";
-            let key = if is_tls { "tls" } else { "http" };
-            let rest = if event.message.as_deref() != Some(Fault::NAME.text()) {
-                format!(", {key}: off")
-            } else if is_tls && port == 443 {
-                return Some(format!("- host: {name}"));
-            } else if is_tls || port == 80 {
-                String::new()
-            } else {
-                ", http: verify".to_owned()
-            };
-            Some(format!("- {{host: {name}, ports: [{port}]{rest}}}"))
-        }
-        "no-rule" | "port" | "loopback" | "metadata" | "protocol" => {
-            let dst = event.dst.as_ref()?;
-            let (ip, port) = (dst.ip?, dst.port?);
-            let ports = match proto {
-                "tcp" => port.to_string(),
-                other => format!("{port}/{other}"),
-            };
-            let target = match &dst.name {
-                Some(name) => format!("host: {name}"),
-                None if event.reason == "loopback" => "host: localhost".to_owned(),
-                None if ip.is_ipv4() => format!("cidr: {ip}/32"),
-                None => format!("cidr: \"{ip}/128\""),
-            };
-            Some(format!("- {{{target}, ports: [{ports}]}}"))
-        }
-        _ => None,
     }
 }
 
@@ -440,11 +354,7 @@ fn refusal(text: &mut String, group: &Group<'_>, style: Style) {
 /// Who tried, each with the chain of processes that led to it.
 fn processes(text: &mut String, group: &Group<'_>, style: Style) {
     for (process, _) in group.processes.iter().take(3) {
-        let mut line = format!("{} (pid {})", shorten(process.label()), process.pid);
-        for ancestor in &process.ancestors {
-            _ = write!(line, " ← {}", shorten(ancestor.label()));
-        }
-        _ = writeln!(text, "      by {line}");
+        _ = writeln!(text, "      by {}", lineage(process));
     }
     if group.processes.len() > 3 {
         let more = format!("and {} other processes", group.processes.len() - 3);
@@ -468,11 +378,4 @@ fn times(count: u64) -> String {
 
 fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
-}
-
-fn shorten(line: &str) -> String {
-    match line.char_indices().nth(WIDEST) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
-    }
 }

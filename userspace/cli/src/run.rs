@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use jobfence_agent::{
     control::{
         client::{ClientError, SOCKET},
-        protocol::{Code, Refusal},
+        protocol::{Code, Labels, Refusal},
     },
     job::{
         delegate,
@@ -160,7 +160,10 @@ fn under_agent(
     warn_of_root(arguments.user.as_deref(), &account);
     let outcome = runtime.block_on(delegate::run(delegate::Options {
         socket,
-        policy,
+        id: None,
+        policy: Some(policy),
+        narrows: false,
+        labels: Labels::default(),
         job: arguments.job,
         audit: arguments.mode.map(|mode| mode == ModeArgument::Audit),
         account,

@@ -12,11 +12,18 @@ use crate::policy::source;
 use crate::target::{Layer, Rule};
 
 /// The presets that come with jobfence: name, file, content.
-const BUILT_IN: [(&str, &str, &str); 1] = [(
-    "localhost-services",
-    "localhost-services.yml",
-    include_str!("../../../policies/presets/localhost-services.yml"),
-)];
+const BUILT_IN: [(&str, &str, &str); 2] = [
+    (
+        "github-actions",
+        "github-actions.yml",
+        include_str!("../../../policies/presets/github-actions.yml"),
+    ),
+    (
+        "localhost-services",
+        "localhost-services.yml",
+        include_str!("../../../policies/presets/localhost-services.yml"),
+    ),
+];
 
 /// The presets that a policy may use, by name.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use jobfence_abi::{Addr, PortRange};
+use jobfence_abi::{Addr, PortRange, proto};
 use time::Date;
 
 use crate::error::{Fault, Location, quote};
@@ -39,6 +39,27 @@ pub struct Rule {
     pub layer: Layer,
     /// Where the rule begins, with its first key.
     pub location: Location,
+}
+
+impl fmt::Display for Rule {
+    /// What it speaks of, for people: `db.example.com on 5432, 8000-8010, 123/udp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.target.fmt(f)?;
+        for (index, range) in self.ports.iter().enumerate() {
+            f.write_str(if index == 0 { " on " } else { ", " })?;
+            match (range.first, range.last) {
+                (0, u16::MAX) => f.write_str("every port")?,
+                (first, last) if first == last => first.fmt(f)?,
+                (first, last) => write!(f, "{first}-{last}")?,
+            }
+            match range.proto {
+                proto::TCP => {}
+                proto::UDP => f.write_str("/udp")?,
+                other => write!(f, "/{other}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Who said a [`Rule`]: the repository, or one of those who have a say in what it may say.

@@ -625,7 +625,7 @@ policy.yml:5:14: no preset `presets` on this host
    |
  5 |       - use: presets
    |              ^
-   = hint: presets here are localhost-services"#,
+   = hint: presets here are github-actions, localhost-services"#,
     ),
     (
         "a preset with other keys",

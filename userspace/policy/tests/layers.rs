@@ -606,7 +606,10 @@ fn mistakes_in_the_files_of_a_host_are_shown_with_their_place() {
     assert!(
         preset("../p", "version: 1\nallow: [{host: a.test}]\n").contains("no name for a preset")
     );
-    assert_eq!(presets.names().collect::<Vec<_>>(), ["localhost-services"]);
+    assert_eq!(
+        presets.names().collect::<Vec<_>>(),
+        ["github-actions", "localhost-services"]
+    );
 }
 
 const TARGETS: [&str; 18] = [

@@ -612,3 +612,19 @@ proptest! {
         let _ = Policy::parse("p", format!("version: 1\njobs: {{a: {{allow: [{{host: \"{text}\"}}, {{cidr: \"{text}\"}}]}}}}").as_bytes());
     }
 }
+
+#[test]
+fn a_rule_is_shown_with_its_ports() {
+    let job = job("    allow:
+      - host: a.example.com
+      - {cidr: 2001:db8::/32, ports: [5432, 8000-8010, 123/udp]}
+");
+    let shown: Vec<_> = job.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "a.example.com on 443",
+            "2001:db8::/32 on 5432, 8000-8010, 123/udp"
+        ]
+    );
+}

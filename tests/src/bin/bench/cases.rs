@@ -20,7 +20,7 @@ use crate::{
 
 /// Ports of the net side's servers.
 const IPERF: u16 = 5201;
-const CONNECT: u16 = 7001;
+pub(crate) const CONNECT: u16 = 7001;
 const BULK: u16 = 7002;
 const DATAGRAMS: u16 = 7003;
 const TLS: u16 = 9443;
@@ -32,10 +32,10 @@ const NAME: &str = "allowed.test";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What counts as no difference where the cost shall not depend on something.
-const SAME: f64 = 0.05;
+pub(crate) const SAME: f64 = 0.05;
 
 /// A policy that allows the servers and `others` more addresses.
-fn policy(others: u32) -> String {
+pub(crate) fn policy(others: u32) -> String {
     let mut policy = format!(
         "\
 version: 1
@@ -59,16 +59,16 @@ jobs:
 
 /// One line of the result.
 pub(crate) struct Row {
-    what: String,
+    pub(crate) what: String,
     /// What it is in the fence and without, for people.
-    sides: [String; 2],
-    result: Spread,
-    unit: Unit,
-    budget: Option<Budget>,
+    pub(crate) sides: [String; 2],
+    pub(crate) result: Spread,
+    pub(crate) unit: Unit,
+    pub(crate) budget: Option<Budget>,
 }
 
 #[derive(Clone, Copy)]
-enum Unit {
+pub(crate) enum Unit {
     /// In proportion to what it is without the fence.
     Ratio,
     Nanoseconds,
@@ -78,7 +78,7 @@ enum Unit {
 }
 
 #[derive(Clone, Copy)]
-enum Budget {
+pub(crate) enum Budget {
     AtLeast(f64),
     AtMost(f64),
 }
@@ -182,7 +182,7 @@ impl Row {
     }
 
     /// A number of the fence alone.
-    fn plain(what: &str, result: Spread, unit: Unit, budget: Option<Budget>) -> Self {
+    pub(crate) fn plain(what: &str, result: Spread, unit: Unit, budget: Option<Budget>) -> Self {
         Self {
             what: what.to_owned(),
             sides: [String::new(), String::new()],
@@ -208,10 +208,10 @@ pub(crate) fn serve() -> Result<()> {
 
 /// Where everything is measured.
 pub(crate) struct Bench {
-    effort: Effort,
+    pub(crate) effort: Effort,
     // Ended before the internet that they are in.
     _servers: [Server; 3],
-    internet: Internet,
+    pub(crate) internet: Internet,
     /// This program, where every user can execute it.
     program: PathBuf,
 }
@@ -219,7 +219,7 @@ pub(crate) struct Bench {
 type Case = fn(&Bench) -> Result<Vec<Row>>;
 
 /// Each measurement, by a name for `--only`.
-const CASES: [(&str, Case); 9] = [
+const CASES: [(&str, Case); 10] = [
     ("bulk", Bench::bulk),
     ("tls", Bench::tls),
     ("connect", Bench::connect),
@@ -229,6 +229,7 @@ const CASES: [(&str, Case); 9] = [
     ("rules", Bench::rules),
     ("start", Bench::start),
     ("processes", Bench::processes),
+    ("agent", Bench::agent),
 ];
 
 impl Bench {
@@ -273,7 +274,7 @@ impl Bench {
         Loop::fenced(Fence::new(&self.internet, policy)?, &self.program, work)
     }
 
-    fn bare(&self, work: &[&str]) -> Result<Loop> {
+    pub(crate) fn bare(&self, work: &[&str]) -> Result<Loop> {
         let command = self.internet.command(&self.program.to_string_lossy());
         Loop::bare(command, work)
     }
@@ -539,7 +540,7 @@ impl Bench {
 }
 
 /// A port of the server that is allowed by address.
-fn to(port: u16) -> String {
+pub(crate) fn to(port: u16) -> String {
     format!("{}:{port}", ALLOWED.v4)
 }
 

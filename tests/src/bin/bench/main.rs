@@ -4,10 +4,11 @@
 //! in the same run by turns. Budgets are said to be met or missed, and a missed one is no failure:
 //! on a busy machine a time proves nothing.
 //!
-//! [`cases`] is what is measured, [`client`] the work itself, [`measure`] how two of them are
+//! [`cases`] and [`agent`] are what is measured, [`client`] the work itself, [`measure`] how two of them are
 //! compared. All of it happens in a private internet without a way out.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod cases;
 mod client;
 mod measure;

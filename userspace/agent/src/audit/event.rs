@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr, sync::Arc, time::SystemTime};
 
+use jobfence_abi::Reason;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -219,6 +220,16 @@ pub enum Verdict {
     Allow,
     /// Denied.
     Deny,
+}
+
+impl Verdict {
+    /// What goes with a reason.
+    pub(super) fn of(reason: Reason) -> Self {
+        match reason.is_allowed() {
+            true => Self::Allow,
+            false => Self::Deny,
+        }
+    }
 }
 
 /// A destination.

@@ -14,7 +14,10 @@ use std::{
 use jobfence_abi::{Fault, proto};
 use serde::{Serialize, Serializer};
 
-use super::event::{self, Event, Kind, ProcessInfo};
+use super::{
+    event::{self, Event, Kind, ProcessInfo, Verdict},
+    refused::{Refusals, Refused},
+};
 use crate::job::State;
 
 /// Attempts that are told apart in one job. Beyond it they are only counted, by kind and reason, so
@@ -42,6 +45,8 @@ pub struct Tally {
     pub(super) written: u64,
     /// Whether the next of those lines is due.
     is_due: bool,
+    /// Where it is told of, if it was refused: see [`Refusals::first`].
+    refusal: Option<usize>,
 }
 
 /// As its first event, with the count of all.
@@ -205,12 +210,16 @@ pub(super) type Mark = (SystemTime, Kind, Cow<'static, str>, u8);
 /// The book of one job.
 #[derive(Default)]
 pub(super) struct Ledger {
+    /// Whether an allowed attempt is the same whichever process makes it. A runner has new processes
+    /// for each job, for months, and would fill the book with what is the same every time.
+    is_runners: bool,
     flows: HashMap<FlowKey, usize>,
     tallies: Vec<Tally>,
     text: usize,
     /// Tallies that have doubled since they were last written.
     due: VecDeque<usize>,
     violations: u64,
+    refusals: Refusals,
     /// Reports of the kernel that are counted here.
     counted: u64,
     /// Reports of the kernel of which only the number is known.
@@ -220,12 +229,25 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// Of a runner, or of a job.
+    pub(super) fn new(is_runners: bool) -> Self {
+        Self {
+            is_runners,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn violations(&self) -> u64 {
         self.violations
     }
 
     pub(super) fn tallies(&self) -> &[Tally] {
         &self.tallies
+    }
+
+    /// What was refused: the first few, and how many more.
+    pub(super) fn refused(&self) -> (Vec<Refused>, u64) {
+        self.refusals.told()
     }
 
     pub(super) fn newest(&self) -> Option<&Mark> {
@@ -248,6 +270,20 @@ impl Ledger {
         self.flows.len() > MAX_FLOWS + 1024
     }
 
+    /// The process that makes two attempts different; 0 for none.
+    pub(super) fn process(&self, pid: u32, verdict: Verdict) -> u32 {
+        match self.is_runners && verdict == Verdict::Allow {
+            true => 0,
+            false => pid,
+        }
+    }
+
+    fn key(&self, event: &Event) -> FlowKey {
+        let key = FlowKey::of(event);
+        let pid = self.process(key.pid, event.verdict);
+        FlowKey { pid, ..key }
+    }
+
     /// Counts an attempt that was made before; false if it was not.
     pub(super) fn repeat(&mut self, key: &FlowKey, violation: bool) -> bool {
         let Some(&index) = self.flows.get(key) else {
@@ -265,6 +301,9 @@ impl Ledger {
         if !tally.is_due && tally.count >= tally.written.saturating_mul(2) {
             tally.is_due = true;
             self.due.push_back(index);
+        }
+        if let Some(refusal) = tally.refusal {
+            self.refusals.add(refusal, count);
         }
         let kind = tally.event.kind;
         self.count(kind, count, violation);
@@ -287,7 +326,7 @@ impl Ledger {
 
     /// Takes in a line of the log, which a new attempt has and nothing else.
     pub(super) fn first(&mut self, event: Event) {
-        let key = FlowKey::of(&event);
+        let key = self.key(&event);
         self.count(event.kind, event.count, event.violation);
         if is_kernels(event.kind) {
             self.newest = Some((event.ts, key.kind, key.reason.clone(), key.proto));
@@ -295,11 +334,14 @@ impl Ledger {
         self.flows.insert(key, self.tallies.len());
         self.text += text(&event);
         let count = event.count;
+        let is_refused = event.verdict == Verdict::Deny;
+        let refusal = is_refused.then(|| self.refusals.first(&event)).flatten();
         self.tallies.push(Tally {
             event,
             count,
             written: count,
             is_due: false,
+            refusal,
         });
     }
 
@@ -311,13 +353,16 @@ impl Ledger {
             }
             return;
         }
-        let Some(&index) = self.flows.get(&FlowKey::of(&event)) else {
+        let Some(&index) = self.flows.get(&self.key(&event)) else {
             return self.first(event);
         };
         self.count(event.kind, event.count, event.violation);
         let tally = &mut self.tallies[index];
         tally.count = tally.count.saturating_add(event.count);
         tally.written = tally.count;
+        if let Some(refusal) = tally.refusal {
+            self.refusals.add(refusal, event.count);
+        }
     }
 
     fn count(&mut self, kind: Kind, count: u64, violation: bool) {

@@ -17,6 +17,7 @@ use super::{
     ledger::{self, FlowKey, Ledger, Mark, Summary, UNCOUNTED, protocol},
     log::{Log, LogError},
     mask::Mask,
+    refused::Refused,
 };
 use crate::{
     job::{
@@ -71,6 +72,8 @@ pub struct Subject {
     pub mask: Mask,
     /// Where events are written, if anywhere.
     pub log: Option<Log>,
+    /// Whether it is a runner: of what it is allowed, not every process has a line of its own.
+    pub is_runner: bool,
 }
 
 impl Recorder {
@@ -91,7 +94,7 @@ impl Recorder {
             mask: subject.mask,
             log: subject.log,
             chain: Chain::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(subject.is_runner),
             epoch: now - monotonic(),
             repeated: None,
         }
@@ -158,6 +161,12 @@ impl Recorder {
     #[must_use]
     pub fn violations(&self) -> u64 {
         self.ledger.violations()
+    }
+
+    /// What was refused so far: the first few, and how many more; also when the record has ended.
+    #[must_use]
+    pub fn refused(&self) -> (Vec<Refused>, u64) {
+        self.ledger.refused()
     }
 
     /// Goes by another policy from now on.
@@ -339,7 +348,7 @@ impl Recorder {
             },
             name: said.clone().unwrap_or_default(),
             detail: Cow::Borrowed(if is_checked { fault } else { "" }),
-            pid: report.pid,
+            pid: self.ledger.process(report.pid, Verdict::of(reason)),
         };
         if let Some(mark) = self.repeated.take()
             && mark == (ts, kind, Cow::Borrowed(reason.word()), flow.proto)
@@ -392,6 +401,10 @@ impl Recorder {
     /// As for all that is noted, see [`Recorder`]: the question must not be answered then.
     pub fn dns(&mut self, question: &DnsEvent, client: &Client) -> Result<(), LogError> {
         let qname = self.masked(&question.qname);
+        let verdict = match question.verdict {
+            names::Verdict::Allow => Verdict::Allow,
+            names::Verdict::Deny => Verdict::Deny,
+        };
         let key = FlowKey {
             kind: Kind::Dns,
             reason: Cow::Borrowed(question.reason.word()),
@@ -403,7 +416,7 @@ impl Recorder {
             port: 0,
             name: qname.clone(),
             detail: Cow::Owned(question.qtype.clone()),
-            pid: client.pid,
+            pid: self.ledger.process(client.pid, verdict),
         };
         if self.repeat(&key, question.violation) {
             return Ok(());
@@ -411,10 +424,7 @@ impl Recorder {
         let process = self.process(client);
         let event = self.event(self.now(), Kind::Dns, question.reason);
         let event = Event {
-            verdict: match question.verdict {
-                names::Verdict::Allow => Verdict::Allow,
-                names::Verdict::Deny => Verdict::Deny,
-            },
+            verdict,
             rule: question.rule.as_ref().map(Location::to_string),
             layer: question.rule.as_ref().and_then(|rule| self.layer(rule)),
             violation: question.violation,
@@ -547,11 +557,7 @@ impl Recorder {
             job: Arc::clone(&self.job),
             state: self.state.clone(),
             kind,
-            verdict: if reason.is_allowed() {
-                Verdict::Allow
-            } else {
-                Verdict::Deny
-            },
+            verdict: Verdict::of(reason),
             reason: Cow::Borrowed(reason.word()),
             rule: None,
             layer: None,
@@ -688,6 +694,7 @@ mod tests {
             processes: Arc::default(),
             mask: Mask::new(std::iter::empty()),
             log,
+            is_runner: false,
         }
     }
 

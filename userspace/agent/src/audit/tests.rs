@@ -22,12 +22,13 @@ use rustix::mount::{
 use zerocopy::FromZeros as _;
 
 use super::{
-    event::{Event, JobName, Kind, LineHash},
+    event::{Event, JobName, Kind, LineHash, Verdict},
     history::{Chain, Fault, Lines, MAX_LINE, VerifyError, read, verify},
     ledger::Tally,
     log::{Log, LogError},
     mask::Mask,
     recorder::{Recorder, Subject},
+    refused::{MOST, Refused},
 };
 use crate::{
     job::{Layers, State},
@@ -74,6 +75,7 @@ fn subject(id: &str, log: Option<Log>) -> Subject {
         processes: Arc::default(),
         mask: Mask::new([("API_TOKEN".to_owned(), "correct-horse".to_owned())].into_iter()),
         log,
+        is_runner: false,
     }
 }
 
@@ -825,4 +827,133 @@ fn a_clock_that_goes_back_does_not_change_the_order_of_lines() {
     assert!(events[0].ts <= events[1].ts);
     assert!(events[1].ts.duration_since(events[0].ts).unwrap() < Duration::from_secs(60));
     assert!(uptime > Duration::ZERO);
+}
+
+#[test]
+fn what_was_refused_is_told_by_destination_and_bounded() {
+    let folder = Folder::new();
+    let mut recorder = Recorder::new(subject("1", Some(Log::create(&folder.log()).unwrap())));
+    let client = Client {
+        pid: NOBODY,
+        uid: 1001,
+        comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
+    };
+    let excused = |number: usize| DnsEvent {
+        violation: false,
+        ..question(&format!("e{number}.test"), Reason::DENIED)
+    };
+    for number in 0..25 {
+        recorder.dns(&excused(number), &client).unwrap();
+    }
+    let (told, more) = recorder.refused();
+    assert_eq!((told.len(), more), (MOST, 5));
+    for name in ["correct-horse.test", "b.test", "correct-horse.test"] {
+        let question = question(name, Reason::NAME);
+        recorder.dns(&question, &client).unwrap();
+        let other = Client {
+            pid: NOBODY + 1,
+            ..client
+        };
+        recorder.dns(&question, &other).unwrap();
+    }
+    let (told, more) = recorder.refused();
+    assert_eq!((told.len(), more), (MOST, 7), "violations come first");
+    let masked = &told[0].destination;
+    assert!(!masked.contains("horse"), "{masked}");
+    let expected = Refused {
+        destination: masked.clone(),
+        reason: "name".to_owned(),
+        rule: None,
+        count: 4,
+        violation: true,
+        process: Some(format!("curl (pid {NOBODY})")),
+        allow: Some(format!("- host: {masked}")),
+    };
+    assert_eq!(told[0], expected);
+    assert_eq!((&*told[1].destination, told[1].count), ("b.test", 2));
+    assert!(told[2..].iter().all(|told| !told.violation));
+    for number in 2..MOST + 10 {
+        let question = question(&format!("v{number}.test"), Reason::NAME);
+        recorder.dns(&question, &client).unwrap();
+    }
+    let (told, more) = recorder.refused();
+    assert!(told.iter().all(|told| told.violation), "{told:#?}");
+    assert_eq!((told.len(), more), (MOST, 35));
+
+    recorder.finish(None).unwrap();
+    assert_eq!(recorder.refused(), (told.clone(), more), "also at its end");
+    drop(recorder);
+    let log = Log::reopen(&folder.log()).unwrap();
+    let resumed = Recorder::resume(subject("1", Some(log))).unwrap();
+    assert_eq!(resumed.refused(), (told, more), "and out of its log");
+}
+
+#[test]
+fn a_runners_processes_do_not_fill_its_log_with_what_is_allowed() {
+    let folder = Folder::new();
+    let of_runner = |log| Subject {
+        is_runner: true,
+        ..subject("1", Some(log))
+    };
+    let mut recorder = Recorder::new(of_runner(Log::create(&folder.log()).unwrap()));
+    let allowed = DnsEvent {
+        verdict: names::Verdict::Allow,
+        violation: false,
+        ..question("a.example.com", Reason::ALLOWED)
+    };
+    let refused = question("b.test", Reason::NAME);
+    let mut at = 0;
+    for pid in NOBODY..NOBODY + 3 {
+        let client = Client {
+            pid,
+            uid: 1001,
+            comm: [0; 16],
+        };
+        recorder.dns(&allowed, &client).unwrap();
+        recorder.dns(&refused, &client).unwrap();
+        for reason in [Reason::ALLOWED, Reason::NO_RULE] {
+            at += 1;
+            let mut named = report(at, Hook::CONNECT, reason, 4, "");
+            named.event.pid = pid;
+            recorder.kernel(&named.event, None).unwrap();
+        }
+    }
+    let counts = |recorder: &Recorder| {
+        let tallies = recorder.summary().tallies;
+        let mut counts: Vec<_> = tallies
+            .iter()
+            .map(|tally| {
+                (
+                    tally.event.kind,
+                    tally.event.verdict == Verdict::Allow,
+                    tally.count,
+                )
+            })
+            .collect();
+        counts.sort();
+        counts
+    };
+    let expected = [
+        (Kind::Connect, false, 1),
+        (Kind::Connect, false, 1),
+        (Kind::Connect, false, 1),
+        (Kind::Connect, true, 3),
+        (Kind::Dns, false, 1),
+        (Kind::Dns, false, 1),
+        (Kind::Dns, false, 1),
+        (Kind::Dns, true, 3),
+    ];
+    assert_eq!(counts(&recorder), expected);
+    recorder.flush().unwrap();
+    drop(recorder);
+    let log = Log::reopen(&folder.log()).unwrap();
+    let mut resumed = Recorder::resume(of_runner(log)).unwrap();
+    assert_eq!(counts(&resumed), expected);
+    let client = Client {
+        pid: NOBODY + 9,
+        uid: 1001,
+        comm: [0; 16],
+    };
+    resumed.dns(&allowed, &client).unwrap();
+    assert!(counts(&resumed).contains(&(Kind::Dns, true, 4)));
 }

@@ -42,12 +42,30 @@
 //! |---|---|
 //! | a process inside a job, whoever its user | `status` and `narrow` of that job |
 //! | root, members of the configured group | all but `narrow`; of them root alone `start` with `launch` |
+//! | a process inside the fence of a runner, whoever its user | as any other user; `status` of that fence |
 //! | any other user | `start` with the caller itself or an ancestor as `pid` and an id that begins with `u<uid>-`, all processes of that tree being its own; `status`, `finish`, `tail` and `list` of the jobs that it has started |
 //!
 //! A job that the caller may not see is answered like one that does not exist.
+//!
+//! # The fence of a runner
+//!
+//! A CI runner, the process that takes jobs from a CI system, is itself a job: [`Start::runner`]. What
+//! it does is held to its own policy, which names the CI system and nothing else. The one thing that
+//! a process inside has before one inside a job is that it may `start` a job of its own tree. That
+//! one is moved out of the runner's fence into a cgroup beside it, and can nevermore leave. So what
+//! the runner has not made a job of, because its hook was skipped or failed, is held to the runner's
+//! policy, and shows in the runner's report.
+//!
+//! | | |
+//! |---|---|
+//! | starts a runner's fence | root, members of the configured group; outside every fence |
+//! | may be moved from it into a job | a process that the caller descends from, but not the runner (`pid` of its fence) itself, all of the tree being of the caller's user and in that fence or in none |
+//! | ends | with the runner; the jobs that began in it go on until their own `pid` ends |
+//! | sockets that a moved process has made before | stay in the fence in which they were made |
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::audit::refused::Refused;
 use crate::job::process::is_hidden;
 
 /// The version of the protocol.
@@ -193,6 +211,9 @@ pub struct Start {
     /// does. `pid` is then the caller's own: the job ends with it, but nothing is moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launch: Option<Launch>,
+    /// Whether it is a runner: see [the fence of a runner](self#the-fence-of-a-runner).
+    #[serde(default)]
+    pub runner: bool,
     /// The repository's policy, as far as the caller is trusted to give it: root and members of the
     /// configured group are. From others it can only narrow what the host gives the job.
     #[serde(default)]
@@ -208,6 +229,9 @@ pub struct Start {
 impl Start {
     fn check(&self) -> Result<(), String> {
         check_id(&self.id)?;
+        if self.runner && (self.pid.is_none() || self.launch.is_some()) {
+            return Err("a runner has a `pid`, and no `launch`: it runs already".to_owned());
+        }
         self.policy.as_ref().map_or(Ok(()), PolicyText::check)?;
         check_text("job", self.job.as_deref().unwrap_or_default())?;
         self.labels.check()
@@ -225,6 +249,10 @@ pub struct Launch {
     /// own policy has the last word.
     #[serde(default)]
     pub audit: Option<bool>,
+    /// Whether the policy that the caller hands over is the word of somebody who is not trusted: it
+    /// can only take from what the host gives the job.
+    #[serde(default)]
+    pub narrows: bool,
 }
 
 /// What a CI system calls a job. All of it is the caller's word, and decides nothing but, where the
@@ -238,6 +266,9 @@ pub struct Labels {
     /// The ref that is built.
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
     pub git_ref: Option<String>,
+    /// The branch that the change is to be merged into, or that is built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The run, or pipeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -260,6 +291,7 @@ impl Labels {
         let Self {
             repo,
             git_ref,
+            base,
             run,
             attempt,
             workflow,
@@ -269,6 +301,7 @@ impl Labels {
         [
             ("repo", repo),
             ("ref", git_ref),
+            ("base", base),
             ("run", run),
             ("attempt", attempt),
             ("workflow", workflow),
@@ -313,10 +346,17 @@ pub struct Started {
     pub log: String,
     /// Processes that were moved.
     pub processes: usize,
-    /// Sockets to other hosts that they had open before, and that the fence does not reach.
+    /// The runner out of whose fence they were moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
+    /// Sockets to other hosts that they had open before, and that the fence does not reach: those
+    /// that were made in the fence of a runner go on in that one.
     pub open_before: Vec<String>,
     /// What the host's policy takes from the repository's, a line each.
     pub clipped: Vec<String>,
+    /// What the job may reach, a rule a line with its place: the first hundred.
+    #[serde(default)]
+    pub allowed: Vec<String>,
 }
 
 /// How a job ended, or stands.
@@ -347,12 +387,21 @@ pub struct JobStatus {
     pub violations: u64,
     /// What `finish` would exit with now.
     pub exit: u8,
+    /// Whether it is a runner.
+    #[serde(default)]
+    pub runner: bool,
     /// User id of whoever started it.
     pub owner: u32,
     /// When it began, in seconds since 1970.
     pub started: u64,
     /// Its log.
     pub log: String,
+    /// What was refused, violations first: 20 destinations at most, and none in a list of jobs.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
+    /// How many destinations more were refused.
+    #[serde(default)]
+    pub refused_more: u64,
 }
 
 /// Whether a job runs.

@@ -44,13 +44,8 @@ use super::{
 
 /// What the server needs of the jobs of a host.
 pub trait Jobs: 'static {
-    /// Fences a process tree as a job of the user `owner`.
-    fn start(
-        &self,
-        owner: u32,
-        trusted: bool,
-        order: Start,
-    ) -> impl Future<Output = Result<Started, Refusal>>;
+    /// Fences a process tree as a job.
+    fn start(&self, owner: Owner, order: Start) -> impl Future<Output = Result<Started, Refusal>>;
     /// Ends a job.
     fn finish(&self, id: &str) -> impl Future<Output = Result<Finished, Refusal>>;
     /// Takes from what a job may reach.
@@ -59,10 +54,30 @@ pub trait Jobs: 'static {
     fn status(&self, id: &str) -> Option<JobStatus>;
     /// Every job, the oldest first.
     fn list(&self) -> Vec<JobStatus>;
-    /// The job whose cgroup is, or is above, this folder.
-    fn job_of(&self, cgroup: &Path) -> Option<String>;
+    /// The fence around this folder of a cgroup.
+    fn fence_of(&self, cgroup: &Path) -> Option<Within>;
     /// The log of a job.
     fn log_of(&self, id: &str) -> Option<PathBuf>;
+}
+
+/// Whose job is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The caller's user.
+    pub uid: u32,
+    /// Whether its word counts: on the policy, and on whatever process is to be moved.
+    pub trusted: bool,
+    /// The runner in whose fence it is. Processes of that one may be moved out of it.
+    pub runner: Option<String>,
+}
+
+/// The fence that a process is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// A job, by its id: nothing leaves it.
+    Job(String),
+    /// A runner, by its id: jobs begin in it.
+    Runner(String),
 }
 
 /// How long a caller may take for its request, and to take the answer.
@@ -233,6 +248,13 @@ struct Server<J> {
 enum Caller {
     /// A process inside the job, whoever its user.
     Inside(String),
+    /// A process of the user inside the fence of a runner, and what that one has not moved into a job.
+    Runner {
+        /// The id of that fence.
+        fence: String,
+        /// The user: also root is one as any other here.
+        uid: u32,
+    },
     /// Root, or a member of the group.
     Trusted,
     /// Another user.
@@ -254,7 +276,7 @@ impl Caller {
         match self {
             Self::Inside(_) => (8, 64),
             Self::Trusted => (64, 64),
-            Self::User(_) => (16, 64),
+            Self::Runner { .. } | Self::User(_) => (16, 64),
         }
     }
 }
@@ -419,13 +441,17 @@ impl<J: Jobs> Server<J> {
     /// What the peer is now.
     fn caller(&self, peer: &Peer) -> Result<Caller, PeerError> {
         let cgroup = peer.cgroup()?;
-        // First of all: inside a job nobody is trusted, and root is not either.
-        Ok(if let Some(job) = self.jobs.job_of(&cgroup) {
-            Caller::Inside(job)
-        } else if peer.uid() == 0 || self.group.is_some_and(|gid| peer.is_in(gid)) {
+        let uid = peer.uid();
+        // First of all: inside a fence nobody is trusted, and root is not either.
+        Ok(if let Some(within) = self.jobs.fence_of(&cgroup) {
+            match within {
+                Within::Job(job) => Caller::Inside(job),
+                Within::Runner(fence) => Caller::Runner { fence, uid },
+            }
+        } else if uid == 0 || self.group.is_some_and(|gid| peer.is_in(gid)) {
             Caller::Trusted
         } else {
-            Caller::User(peer.uid())
+            Caller::User(uid)
         })
     }
 
@@ -440,6 +466,12 @@ impl<J: Jobs> Server<J> {
                 if id.as_ref().is_none_or(|id| id == job) =>
             {
                 Answer::Status(self.visible(&caller, job)?)
+            }
+            (Request::Status(MaybeJobId { id }), Caller::Runner { fence, .. })
+                if id.as_ref().is_none_or(|id| id == fence) =>
+            {
+                let status = self.jobs.status(fence);
+                Answer::Status(status.ok_or_else(|| unknown(fence))?)
             }
             // Whatever it names: what is there, is not its business.
             (_, Caller::Inside(job)) => {
@@ -499,8 +531,16 @@ impl<J: Jobs> Server<J> {
                 "only root launches a job's first process, and names itself as `pid`",
             ));
         }
+        let trusted = *caller == Caller::Trusted;
+        if !trusted && (order.runner || order.launch.is_some()) {
+            return Err(Refusal::new(
+                Code::Forbidden,
+                "only root and members of the configured group, outside every fence, start a runner's \
+                 fence or a job with its first process",
+            ));
+        }
         match (caller, order.pid) {
-            (Caller::User(uid), pid) => {
+            (Caller::User(uid) | Caller::Runner { uid, .. }, pid) => {
                 let prefix = format!("u{uid}-");
                 if !order.id.starts_with(&prefix) {
                     return Err(Refusal::new(
@@ -520,8 +560,15 @@ impl<J: Jobs> Server<J> {
             (_, Some(_)) => peer.check_numbers().map_err(forbidden)?,
             (_, None) => {}
         }
-        let trusted = *caller == Caller::Trusted;
-        let started = self.jobs.start(peer.uid(), trusted, order).await?;
+        let owner = Owner {
+            uid: peer.uid(),
+            trusted,
+            runner: match caller {
+                Caller::Runner { fence, .. } => Some(fence.clone()),
+                _ => None,
+            },
+        };
+        let started = self.jobs.start(owner, order).await?;
         Ok(Answer::Started(started))
     }
 
@@ -560,6 +607,8 @@ fn sees(caller: &Caller, job: &JobStatus) -> bool {
         Caller::Inside(id) => *id == job.id,
         Caller::Trusted => true,
         Caller::User(uid) => *uid == job.owner,
+        // Not what root has started elsewhere, if it is root.
+        Caller::Runner { uid, .. } => *uid == job.owner && job.id.starts_with(&format!("u{uid}-")),
     }
 }
 

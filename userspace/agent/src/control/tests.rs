@@ -35,7 +35,7 @@ use super::{
         Answer, Code, Finished, JobStatus, Labels, MAX_REQUEST, MaybeJobId, Nothing, Phase,
         PolicyText, Refusal, Request, Start, Started,
     },
-    server::{self, Jobs, ServerError, Socket},
+    server::{self, Jobs, Owner, ServerError, Socket, Within},
 };
 use crate::job::cgroup::Cgroup;
 
@@ -239,8 +239,18 @@ impl List {
 }
 
 impl Jobs for List {
-    async fn start(&self, owner: u32, trusted: bool, order: Start) -> Result<Started, Refusal> {
-        self.note(format!("start {} of {owner}, trusted: {trusted}", order.id));
+    async fn start(&self, owner: Owner, order: Start) -> Result<Started, Refusal> {
+        let Owner {
+            uid,
+            trusted,
+            runner,
+        } = owner;
+        let from = runner.map(|runner| format!(", from {runner}"));
+        let from = from.unwrap_or_default();
+        self.note(format!(
+            "start {} of {uid}, trusted: {trusted}{from}",
+            order.id
+        ));
         // Longer than a caller may have to live.
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.note(format!("started {}", order.id));
@@ -250,8 +260,10 @@ impl Jobs for List {
             state: "enforcing".to_owned(),
             log: String::new(),
             processes: 1,
+            runner: None,
             open_before: Vec::new(),
             clipped: Vec::new(),
+            allowed: Vec::new(),
         })
     }
 
@@ -277,11 +289,15 @@ impl Jobs for List {
         self.jobs.lock().unwrap().clone()
     }
 
-    fn job_of(&self, cgroup: &Path) -> Option<String> {
+    fn fence_of(&self, cgroup: &Path) -> Option<Within> {
         let cgroups = self.cgroups.lock().unwrap();
-        cgroup
+        let id = cgroup
             .ancestors()
-            .find_map(|folder| cgroups.get(folder).cloned())
+            .find_map(|folder| cgroups.get(folder).cloned())?;
+        Some(match id.starts_with("runner-") {
+            true => Within::Runner(id),
+            false => Within::Job(id),
+        })
     }
 
     fn log_of(&self, _: &str) -> Option<PathBuf> {
@@ -298,9 +314,12 @@ fn job(id: &str, owner: u32) -> JobStatus {
         phase: Phase::Running,
         violations: 0,
         exit: 0,
+        runner: false,
         owner,
         started: 0,
         log: String::new(),
+        refused: Vec::new(),
+        refused_more: 0,
     }
 }
 
@@ -639,6 +658,68 @@ fn inside_a_job_even_root_asks_for_that_job_alone() {
 }
 
 #[test]
+fn inside_the_fence_of_a_runner_even_root_is_any_other_user() {
+    if !is_root("callers inside the fence of a runner") {
+        return;
+    }
+    let server = Server::start();
+    *server.jobs.jobs.lock().unwrap() = vec![
+        job("runner-a", 0),
+        job("runner-b", 0),
+        job("roots", 0),
+        job("u0-a", 0),
+        job("u60011-a", ANN),
+    ];
+    let cgroup = JobCgroup::make(&server, "runner-a");
+    let gid = GROUP.to_string();
+    for (uid, own, other) in [("0", "u0-a", "u60011-a"), ("60011", "u60011-a", "u0-a")] {
+        let inside = [("CGROUP", cgroup.path()), ("UID", uid), ("GROUPS", &gid)];
+        let ask = |request: &str| server.ask_with(&inside, request);
+        for request in [r#"{"status":{}}"#, r#"{"status":{"id":"runner-a"}}"#] {
+            let fence = ask(request);
+            assert!(
+                matches!(&fence, Answer::Status(job) if job.id == "runner-a"),
+                "{fence:?}"
+            );
+        }
+        let list = ask(r#"{"list":{}}"#);
+        assert!(
+            matches!(&list, Answer::Jobs(jobs) if jobs.len() == 1 && jobs[0].id == own),
+            "{list:?}"
+        );
+        for id in ["runner-a", "runner-b", "roots", other] {
+            refused(
+                ask(&format!(r#"{{"finish":{{"id":"{id}"}}}}"#)),
+                Code::Unknown,
+            );
+        }
+        for request in [
+            r#"{"start":{"id":"x","pid":SELF}}"#.to_owned(),
+            format!(r#"{{"start":{{"id":"u{uid}-x"}}}}"#),
+            format!(r#"{{"start":{{"id":"u{uid}-x","pid":SELF,"runner":true}}}}"#),
+            format!(r#"{{"start":{{"id":"u{uid}-x","pid":SELF,"launch":{{"uid":0}}}}}}"#),
+            r#"{"narrow":{"file":"a","text":""}}"#.to_owned(),
+        ] {
+            refused(ask(&request), Code::Forbidden);
+        }
+        assert!(server.done().is_empty(), "{:?}", server.done());
+        let start = format!(r#"{{"start":{{"id":"u{uid}-x","pid":PARENT}}}}"#);
+        assert!(matches!(ask(&start), Answer::Started(_)));
+        let finish = format!(r#"{{"finish":{{"id":"{own}"}}}}"#);
+        assert!(matches!(ask(&finish), Answer::Finished(_)));
+        let mut done = server.jobs.done.lock().unwrap();
+        assert_eq!(
+            std::mem::take(&mut *done),
+            [
+                format!("start u{uid}-x of {uid}, trusted: false, from runner-a"),
+                format!("started u{uid}-x"),
+                format!("finish {own}"),
+            ]
+        );
+    }
+}
+
+#[test]
 fn a_caller_that_is_moved_into_a_job_before_it_asks_is_inside() {
     if !is_root("a caller that is moved") {
         return;
@@ -897,6 +978,7 @@ fn many_callers_at_once_are_each_answered() {
                     id: format!("j{index}"),
                     pid: None,
                     launch: None,
+                    runner: false,
                     policy: None,
                     job: None,
                     labels: Labels::default(),

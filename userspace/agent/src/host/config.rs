@@ -83,6 +83,15 @@ pub struct Config {
     /// Folder with the policies of repositories: that of `group/project` is
     /// `group/project.yml`.
     pub policies: Option<PathBuf>,
+    /// Folder with mirrors of repositories, that of `group/project` in `group/project.git`: what a
+    /// repository's default branch says there is its policy, where `policies` has none for it.
+    pub mirrors: Option<PathBuf>,
+    /// A command that prints that policy instead, and its arguments. It gets the repository in
+    /// `JOBFENCE_REPO` and the branch in `JOBFENCE_REF`, and exits with 3 when there is none.
+    pub policy_command: Vec<String>,
+    /// Branches beside the default branch that count: a job's policy is of the one that it is built
+    /// for. `*` stands for any part of a name without `/`.
+    pub refs: Vec<String>,
     /// The host's own policy: what no job may go beyond, what each may reach, and what none may.
     pub host_policy: Option<PathBuf>,
     /// Folder with the host's presets.
@@ -94,6 +103,9 @@ pub struct Config {
     /// Where numbers for Prometheus are to be had; nowhere by default.
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub metrics: Option<Listen>,
+    /// Base URL of an OpenTelemetry collector that gets the jobs' logs, by OTLP over HTTP; none by
+    /// default.
+    pub otlp: Option<String>,
 }
 
 /// Who is held to jobs: a way out of a fence is to have something outside of it run for the job.
@@ -125,11 +137,15 @@ impl Default for Config {
             logs: "/var/log/jobfence".into(),
             cgroup: None,
             policies: None,
+            mirrors: None,
+            policy_command: Vec::new(),
+            refs: Vec::new(),
             host_policy: None,
             presets: None,
             jobs: MAX_JOBS,
             retention: Retention::default(),
             metrics: None,
+            otlp: None,
         }
     }
 }
@@ -199,6 +215,7 @@ impl Config {
             ("logs", Some(&self.logs)),
             ("cgroup", self.cgroup.as_ref()),
             ("policies", self.policies.as_ref()),
+            ("mirrors", self.mirrors.as_ref()),
             ("host_policy", self.host_policy.as_ref()),
             ("presets", self.presets.as_ref()),
         ];
@@ -208,11 +225,73 @@ impl Config {
                 return Err(wrong(key, problem));
             }
         }
+        if let Some(url) = self
+            .otlp
+            .as_deref()
+            .filter(|url| !url.starts_with("http://"))
+        {
+            let problem = format!(
+                "{url} does not begin with http://: name a collector on this host, which can go on by TLS"
+            );
+            return Err(wrong("otlp", problem));
+        }
+        self.check_trusted()
+            .map_err(|(key, problem)| wrong(key, problem))?;
         if !(1..=MAX_JOBS).contains(&self.jobs) {
             let problem = format!("{} is not between 1 and {MAX_JOBS}", self.jobs);
             return Err(wrong("jobs", problem));
         }
         Ok(())
+    }
+
+    fn check_trusted(&self) -> Result<(), (&'static str, String)> {
+        if let Some(program) = self.policy_command.first()
+            && !Path::new(program).is_absolute()
+        {
+            return Err((
+                "policy_command",
+                format!("{program} is not an absolute path"),
+            ));
+        }
+        if self.mirrors.is_some() && !self.policy_command.is_empty() {
+            let problem = "there are `mirrors`, which it would stand for: set one of them";
+            return Err(("policy_command", problem.to_owned()));
+        }
+        if let Some(pattern) = self.refs.iter().find(|pattern| !is_plain(pattern, b"._-*")) {
+            let problem = format!("{pattern} is no name of a branch, as `main` or `release/*`");
+            return Err(("refs", problem));
+        }
+        Ok(())
+    }
+
+    /// The branch of that name, or of that ref, if it is one that counts.
+    pub(super) fn trusted_branch<'a>(&self, base: &'a str) -> Option<&'a str> {
+        let branch = base.strip_prefix("refs/heads/").unwrap_or(base);
+        let counts = |pattern: &String| {
+            let (pattern, parts) = (pattern.split('/'), branch.split('/'));
+            pattern.clone().count() == parts.clone().count()
+                && pattern
+                    .zip(parts)
+                    .all(|(pattern, part)| matches(pattern, part))
+        };
+        (is_plain(branch, b"._-") && self.refs.iter().any(counts)).then_some(branch)
+    }
+
+    /// The keys in which `new` differs from this one, and that count from the next start on.
+    pub(super) fn fixed(&self, new: &Self) -> Vec<&'static str> {
+        [
+            ("socket", self.socket != new.socket),
+            ("group", self.group != new.group),
+            ("state", self.state != new.state),
+            ("logs", self.logs != new.logs),
+            ("cgroup", self.cgroup != new.cgroup),
+            ("jobs", self.jobs < new.jobs),
+            ("metrics", self.metrics != new.metrics),
+            ("otlp", self.otlp != new.otlp),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 
     /// Whether the user `uid` runs CI runners.
@@ -267,6 +346,38 @@ impl Config {
             problem,
         })
     }
+}
+
+/// Whether a name such as `group/project` has no part that could lead elsewhere, or be taken for an
+/// option: ASCII letters, digits and those of `more`, with no `.` or `-` first.
+pub(super) fn is_plain(name: &str, more: &[u8]) -> bool {
+    name.split('/').all(|part| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && !part.contains("..")
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+    })
+}
+
+/// Whether a name is as `pattern` says, in which `*` stands for whatever there is.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 fn unreadable(path: &Path, source: io::Error) -> ConfigError {
@@ -336,6 +447,36 @@ mod tests {
     }
 
     #[test]
+    fn a_branch_counts_when_it_is_one_of_those_that_are_named() {
+        let config = parse("refs: [main, 'release/*', 'v*.*-lts']\n").expect("valid");
+        for branch in ["main", "release/1.2", "v1.2-lts", "v.-lts"] {
+            assert_eq!(config.trusted_branch(branch), Some(branch));
+            let whole = format!("refs/heads/{branch}");
+            assert_eq!(config.trusted_branch(&whole), Some(branch));
+        }
+        for branch in [
+            "",
+            "mai",
+            "main2",
+            "main/x",
+            "release",
+            "release/",
+            "release/a/b",
+            "release/..",
+            "release/-x",
+            "release/a b",
+            "release/a:b",
+            "v1-lts",
+            "v1.2-lts2",
+            "refs/tags/main",
+            "refs/heads/refs/heads/main",
+        ] {
+            assert_eq!(config.trusted_branch(branch), None, "{branch:?}");
+        }
+        assert_eq!(Config::default().trusted_branch("main"), None);
+    }
+
+    #[test]
     fn an_error_names_the_file_and_the_key() {
         for (text, said) in [
             ("groups: ci\n", "groups"),
@@ -349,6 +490,16 @@ mod tests {
             ("retention: {weeks: 1}\n", "weeks"),
             ("retention: {days: -1}\n", "retention.days: "),
             ("- socket\n", "invalid"),
+            ("mirrors: git\n", "mirrors: git is not an absolute path"),
+            (
+                "policy_command: [cat, x]\n",
+                "policy_command: cat is not an absolute path",
+            ),
+            (
+                "policy_command: [/bin/cat]\nmirrors: /srv/git\n",
+                "policy_command: there are `mirrors`",
+            ),
+            ("refs: [main, 'a..b']\n", "refs: a..b is no name"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(

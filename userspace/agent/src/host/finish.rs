@@ -88,7 +88,7 @@ impl Host {
                 }
             }
         };
-        let mut status = job.status(Phase::Finished);
+        let mut status = job.full_status(Phase::Finished);
         status.violations = summary.violations;
         let mut report = (self.render)(&summary);
         if let Some(closed) = &job.parts().record.closed {

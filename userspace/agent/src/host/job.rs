@@ -11,7 +11,6 @@ use std::{
 
 use jobfence_abi::{Counters, Event, NamedEvent, Reason};
 use jobfence_policy::{Job as Policy, OnViolation};
-use nix::unistd::{Uid, User};
 use rustix::thread::CapabilitySet;
 use tokio::sync::OnceCell;
 
@@ -27,6 +26,7 @@ use crate::{
         cgroup::Cgroup,
         launch,
         live::Live,
+        scope::Scope,
         user::{Account, UserError},
     },
     kernel::{Fence, Slot},
@@ -41,6 +41,8 @@ pub(super) const FAILED: u8 = 111;
 pub(super) struct Job {
     pub(super) id: String,
     pub(super) cgroup: Cgroup,
+    /// What keeps the unit of that cgroup until something is in the job.
+    pub(super) scope: Mutex<Option<Scope>>,
     /// Its place in the kernel's maps.
     pub(super) slot: u32,
     /// `None` when the job has ended.
@@ -89,6 +91,7 @@ impl Job {
         Self {
             id: made.parts.record.id.clone(),
             cgroup: made.cgroup,
+            scope: Mutex::new(None),
             slot: made.parts.slot.number(),
             fence: Mutex::new(None),
             live: made.live,
@@ -147,6 +150,7 @@ impl Job {
         let populated = self.cgroup.is_populated().unwrap_or(true);
         if populated {
             self.populated.store(true, Ordering::Relaxed);
+            lock(&self.scope).take();
         }
         let recorder = self.live.recorder();
         if let Some(fault) = recorder.log_fault() {
@@ -197,7 +201,17 @@ impl Job {
         }
     }
 
-    /// The job as it is.
+    /// The job as it is, with what was refused.
+    pub(super) fn full_status(&self, phase: Phase) -> JobStatus {
+        let (refused, refused_more) = self.live.recorder().refused();
+        JobStatus {
+            refused,
+            refused_more,
+            ..self.status(phase)
+        }
+    }
+
+    /// The job as it is in a list.
     pub(super) fn status(&self, phase: Phase) -> JobStatus {
         let recorder = self.live.recorder();
         let violations = recorder.violations();
@@ -212,11 +226,21 @@ impl Job {
             phase,
             violations,
             exit: self.exit(violations),
+            runner: parts.record.is_runner,
             owner: parts.record.owner,
             started: parts.record.started,
             log: self.log.to_string_lossy().into_owned(),
+            refused: Vec::new(),
+            refused_more: 0,
         }
     }
+}
+
+/// Whether a process can trace any other of its user, and not what it has started alone (the kernel's
+/// Documentation/admin-guide/LSM/Yama.rst).
+fn is_traceable() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    !scope.is_ok_and(|scope| ["1", "2", "3"].contains(&scope.trim()))
 }
 
 /// What a process that is moved into a job can do there.
@@ -272,10 +296,11 @@ impl Means {
                      agent.yml"
                         .to_owned(),
                 );
-            } else if uid.is_some_and(has_subordinate_ids) {
+            }
+            if is_traceable() {
                 reasons.push(
-                    "the job's user has subordinate user ids (/etc/subuid), which `guard` does not \
-                     hold"
+                    "the job can take over its user's processes outside, such as the runner: \
+                     kernel.yama.ptrace_scope is 0"
                         .to_owned(),
                 );
             }
@@ -322,18 +347,4 @@ impl Means {
             ..Self::of(pid, true, &[])
         })
     }
-}
-
-/// Whether a user can have processes under other user ids, by a user namespace (subuid(5)).
-fn has_subordinate_ids(uid: u32) -> bool {
-    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    let names = [Some(uid.to_string()), user.map(|user| user.name)];
-    let ranges = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
-    ranges.lines().any(|line| {
-        let owner = line.split(':').next();
-        names
-            .iter()
-            .flatten()
-            .any(|name| Some(name.as_str()) == owner)
-    })
 }

@@ -43,6 +43,9 @@ pub(super) struct Record {
     pub(super) cgroup_id: u64,
     /// Who started it.
     pub(super) owner: u32,
+    /// Whether it is a runner: see [`crate::control::protocol::Start::runner`].
+    #[serde(default)]
+    pub(super) is_runner: bool,
     /// Whose its processes are.
     pub(super) uid: Option<u32>,
     /// What the CI system calls it.

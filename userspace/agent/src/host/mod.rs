@@ -11,6 +11,7 @@
 //! - `start`, `finish`: its beginning and its end
 //! - `journal`: what outlives the daemon
 //! - `policy`: what a job's policy is made of
+//! - `trusted`: what a repository's trusted ref says of its policy
 //! - `tree`: moving a process tree into a job
 //! - [`metrics`]: numbers for Prometheus
 //! - [`notify`]: what the service manager is told
@@ -25,10 +26,13 @@ pub mod notify;
 mod policy;
 mod start;
 mod tree;
+mod trusted;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
+    fs,
+    future::pending,
+    io,
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
@@ -43,19 +47,20 @@ use tokio::{
     io::unix::AsyncFd,
     sync::Notify,
     task::{spawn_blocking, yield_now},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
-    audit::{ledger::Summary, log::LogError, retention},
+    audit::{export::Exporter, ledger::Summary, log::LogError, retention},
     control::{
         protocol::{Finished, JobStatus, Phase, PolicyText, Refusal, Start, Started},
-        server,
+        server::{self, Owner, Within},
     },
     job::{
         cgroup::{self, Cgroup, CgroupError},
         probe,
         process::{self, Processes},
+        scope::ScopeError,
         user::UserError,
     },
     kernel::{self, Events, EventsError, Fence, Kernel, KernelError, Slot, Tries},
@@ -84,6 +89,12 @@ const JOB_CGROUP: &str = "jobfence-";
 /// How long the report of a job that has ended is kept.
 const KEPT: Duration = Duration::from_secs(3600);
 
+/// How often new lines of logs are exported.
+const EXPORT: Duration = Duration::from_secs(2);
+
+/// How long a collector that does not answer is left alone, at most.
+const EXPORT_AGAIN: Duration = Duration::from_secs(60);
+
 /// How often old logs are looked for.
 const RETAIN: Duration = Duration::from_secs(600);
 
@@ -106,6 +117,9 @@ pub enum HostError {
     /// A job's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The unit of a job's cgroup.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
     /// A job's log.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -147,9 +161,10 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> HostError {
 /// The jobs of a host.
 pub struct Host {
     this: Weak<Self>,
+    /// What was configured when the daemon started.
     config: Config,
-    /// Users that are held to jobs.
-    guarded: Vec<u32>,
+    /// What is configured now.
+    settings: Mutex<Arc<Settings>>,
     render: fn(&Summary) -> String,
     kernel: Mutex<Kernel>,
     tries: Tries,
@@ -168,6 +183,14 @@ pub struct Host {
     totals: Totals,
     /// When old logs were last looked for.
     retained: Mutex<Option<Instant>>,
+}
+
+/// What can change while the daemon runs.
+struct Settings {
+    /// Of this, [`Config::fixed`] is not looked at.
+    config: Config,
+    /// Users that are held to jobs.
+    guarded: Vec<u32>,
 }
 
 /// Places in the kernel's maps.
@@ -245,7 +268,10 @@ impl Host {
         let readable = events.watch()?;
         let host = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
-            guarded,
+            settings: Mutex::new(Arc::new(Settings {
+                config: config.clone(),
+                guarded,
+            })),
             render,
             tries: kernel.tries(),
             readable,
@@ -267,8 +293,41 @@ impl Host {
             config,
         });
         host.take_up().await?;
-        lock(&host.kernel).guard(&cgroup::outermost()?, &host.guarded)?;
+        lock(&host.kernel).guard(&cgroup::outermost()?, &host.settings().guarded)?;
         Ok(host)
+    }
+
+    /// Goes by another configuration from now on, as far as that can change while jobs run; what runs
+    /// keeps its policy. Tells which keys wait for the next start.
+    ///
+    /// # Errors
+    ///
+    /// When who is held to jobs cannot be changed. All is as before then.
+    pub fn reload(
+        &self,
+        config: Config,
+        guarded: Vec<u32>,
+    ) -> Result<Vec<&'static str>, HostError> {
+        let old = self.settings();
+        let mut kernel = lock(&self.kernel);
+        if guarded != old.guarded {
+            let outermost = cgroup::outermost()?;
+            kernel.guard(&outermost, &guarded).inspect_err(|_| {
+                if let Err(error) = kernel.guard(&outermost, &old.guarded) {
+                    tracing::error!(%error, "not all of `guard` holds");
+                }
+            })?;
+        }
+        let waiting = self.config.fixed(&config);
+        // As many places as there were are all that there are.
+        let jobs = config.jobs.min(self.config.jobs);
+        let config = Config { jobs, ..config };
+        *lock(&self.settings) = Arc::new(Settings { config, guarded });
+        Ok(waiting)
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&lock(&self.settings))
     }
 
     /// Does what the jobs need, for as long as it is polled.
@@ -277,8 +336,47 @@ impl Host {
     ///
     /// What waiting for a descriptor can fail with.
     pub async fn serve(&self) -> io::Result<()> {
-        tokio::try_join!(self.watch(), self.keep_ready(), self.serve_metrics())?;
+        tokio::try_join!(
+            self.watch(),
+            self.keep_ready(),
+            self.serve_metrics(),
+            self.export()
+        )?;
         Ok(())
+    }
+
+    /// Sends the logs to a collector, if there is one.
+    async fn export(&self) -> io::Result<()> {
+        let Some(endpoint) = self.config.otlp.clone() else {
+            return pending().await;
+        };
+        let (logs, state) = (&self.config.logs, &self.config.state);
+        let mut exporter = Exporter::new(&endpoint, logs, state);
+        let mut wait = EXPORT;
+        loop {
+            sleep(wait).await;
+            let running = lock(&self.jobs).by_id.keys().cloned().collect();
+            let outcome;
+            (exporter, outcome) = spawn_blocking(move || {
+                let outcome = exporter.pass(&running);
+                (exporter, outcome)
+            })
+            .await?;
+            let failed = wait > EXPORT;
+            wait = match outcome {
+                Ok(true) => Duration::ZERO,
+                Ok(false) => EXPORT,
+                Err(error) => {
+                    if !failed {
+                        tracing::warn!(%error, "logs are not exported, and wait");
+                    }
+                    (wait * 2).clamp(EXPORT * 2, EXPORT_AGAIN)
+                }
+            };
+            if failed && wait <= EXPORT {
+                tracing::info!("logs are exported again");
+            }
+        }
     }
 
     async fn watch(&self) -> io::Result<()> {
@@ -424,15 +522,20 @@ impl Host {
     }
 
     /// The job that something outside every job must have been done for: the only one of the user
-    /// `uid`.
+    /// `uid`, else its only runner.
     fn suspect(&self, uid: u32) -> Option<Arc<Job>> {
+        let uid = lock(&self.kernel).guarded_user(uid).unwrap_or(uid);
         let jobs = lock(&self.jobs);
-        let mut of_user = jobs
+        let of_user = jobs
             .by_id
             .values()
             .filter(|job| job.parts().record.uid == Some(uid));
-        let job = of_user.next()?;
-        of_user.next().is_none().then(|| Arc::clone(job))
+        let (runners, jobs): (Vec<_>, Vec<_>) =
+            of_user.partition(|job| job.parts().record.is_runner);
+        match (&jobs[..], &runners[..]) {
+            ([one], _) | (_, [one]) => Some(Arc::clone(one)),
+            _ => None,
+        }
     }
 
     /// Ends jobs that are over, and takes down the fences of those whose last socket is gone.
@@ -463,9 +566,10 @@ impl Host {
             return;
         }
         *retained = Some(Instant::now());
+        let config::Retention { days, bytes } = self.settings().config.retention;
         let limits = retention::Limits {
-            age: Duration::from_secs(u64::from(self.config.retention.days) * 86_400),
-            bytes: self.config.retention.bytes,
+            age: Duration::from_secs(u64::from(days) * 86_400),
+            bytes,
             files: usize::MAX,
         };
         let is_running = |id: &str| {
@@ -548,8 +652,8 @@ impl Leaving {
 const ENDED: &str = "ended";
 
 impl server::Jobs for Host {
-    async fn start(&self, owner: u32, trusted: bool, order: Start) -> Result<Started, Refusal> {
-        Host::start(self, owner, trusted, order).await
+    async fn start(&self, owner: Owner, order: Start) -> Result<Started, Refusal> {
+        Host::start(self, owner, order).await
     }
 
     async fn finish(&self, id: &str) -> Result<Finished, Refusal> {
@@ -563,7 +667,11 @@ impl server::Jobs for Host {
     fn status(&self, id: &str) -> Option<JobStatus> {
         let job = lock(&self.jobs).by_id.get(id).cloned();
         match job {
-            Some(job) => Some(job.status(Phase::Running)),
+            Some(job) => {
+                // What a caller has just seen refused is told.
+                self.drain();
+                Some(job.full_status(Phase::Running))
+            }
             None => self.ended(id).map(|finished| finished.status),
         }
     }
@@ -575,8 +683,8 @@ impl server::Jobs for Host {
         list
     }
 
-    fn job_of(&self, cgroup: &Path) -> Option<String> {
-        Host::job_of(self, cgroup)
+    fn fence_of(&self, cgroup: &Path) -> Option<Within> {
+        Host::fence_of(self, cgroup)
     }
 
     fn log_of(&self, id: &str) -> Option<PathBuf> {
@@ -590,22 +698,36 @@ impl Host {
         self.this.upgrade().expect("whoever calls a method has one")
     }
 
-    /// The job whose cgroup is, or is above, the folder `cgroup`.
-    fn job_of(&self, cgroup: &Path) -> Option<String> {
+    /// The fence around the folder `cgroup`.
+    fn fence_of(&self, cgroup: &Path) -> Option<Within> {
         let jobs = lock(&self.jobs);
-        let running = jobs.by_id.values().map(|job| (&job.id, &job.cgroup));
-        let leaving = jobs.leaving.iter().map(|left| (&left.id, &left.cgroup));
-        let mut all = running.chain(leaving);
-        if let Some((id, _)) = all.find(|(_, job)| cgroup.starts_with(job.path())) {
-            return Some(id.clone());
+        let mut running = jobs.by_id.values();
+        if let Some((job, below)) =
+            running.find_map(|job| Some((job, cgroup.strip_prefix(job.cgroup.path()).ok()?)))
+        {
+            let id = job.id.clone();
+            return Some(match job.parts().record.is_runner {
+                // A `jobfence run` in the fence of a runner has one of its own there.
+                true => named(below).map_or(Within::Runner(id), Within::Job),
+                false => Within::Job(id),
+            });
+        }
+        let mut leaving = jobs.leaving.iter();
+        if let Some(left) = leaving.find(|left| cgroup.starts_with(left.cgroup.path())) {
+            return Some(Within::Job(left.id.clone()));
         }
         // Of a `jobfence run`, or of another version's agent: fenced all the same. Only root makes
         // cgroups of that name in cgroups of root's.
-        let mut names = cgroup.iter().filter_map(|name| name.to_str());
-        // No id has a dot, and units of a service manager have one.
-        names.find_map(|name| {
-            let id = name.strip_prefix(JOB_CGROUP)?;
-            (!id.contains('.')).then(|| id.to_owned())
-        })
+        named(cgroup).map(Within::Job)
     }
+}
+
+/// The outermost fence by the name of a cgroup.
+fn named(cgroup: &Path) -> Option<String> {
+    let mut names = cgroup.iter().filter_map(|name| name.to_str());
+    // No id has a dot, and units of a service manager have one.
+    names.find_map(|name| {
+        let id = name.strip_prefix(JOB_CGROUP)?;
+        (!id.contains('.')).then(|| id.to_owned())
+    })
 }

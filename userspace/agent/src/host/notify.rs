@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// A connection to the service manager, if one has started this process and wants to know.
 #[derive(Debug)]
 pub struct Notify(Option<UnixDatagram>);
@@ -45,6 +47,15 @@ impl Notify {
             tracing::warn!(%error, state, "the service manager could not be told");
         }
     }
+}
+
+/// What the service manager is told when the configuration is read again: `RELOADING=1`, and when
+/// that was, in microseconds of `CLOCK_MONOTONIC`. `READY=1` ends it.
+#[must_use]
+pub fn reloading() -> String {
+    let now = clock_gettime(ClockId::Monotonic);
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    format!("RELOADING=1\nMONOTONIC_USEC={micros}")
 }
 
 /// How often the service manager wants to hear that this process is alive, if it does: half of the

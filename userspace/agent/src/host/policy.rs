@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error as ThisError;
 
+use super::{
+    config::{Config, is_plain},
+    trusted::{self, TrustedError},
+};
 use crate::control::protocol::PolicyText;
 
 /// A job's policy cannot be had.
@@ -25,6 +29,9 @@ pub enum PolicyError {
         /// Why not.
         source: io::Error,
     },
+    /// The repository's own cannot be had.
+    #[error(transparent)]
+    Trusted(#[from] TrustedError),
     /// It is invalid.
     #[error(transparent)]
     Invalid(#[from] Error),
@@ -160,35 +167,33 @@ pub(super) fn read(path: &Path) -> Result<PolicyText, PolicyError> {
     }
 }
 
-/// The host's policy for a repository, in `folder`: `<repository>.yml`, else `default.yml`, else none.
+/// What the host knows as the policy of a repository, at the branch `base` if that counts: what stands
+/// in its folder under the repository's name, what the repository itself says, `default.yml` in that
+/// folder, or nothing. A repository whose name could lead elsewhere has no name here. Blocks for
+/// seconds at worst.
 pub(super) fn of_repository(
-    folder: &Path,
+    config: &Config,
     repository: Option<&str>,
+    base: Option<&str>,
 ) -> Result<Option<PolicyText>, PolicyError> {
-    let named = repository.and_then(|name| path_of(folder, name));
-    for path in named.into_iter().chain([folder.join("default.yml")]) {
-        match read(&path) {
-            Err(PolicyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            found => return found.map(Some),
+    let in_folder = |name: &str| match &config.policies {
+        None => Ok(None),
+        Some(folder) => match read(&folder.join(format!("{name}.yml"))) {
+            Err(PolicyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            found => found.map(Some),
+        },
+    };
+    if let Some(repository) = repository.filter(|name| is_plain(name, b"._-")) {
+        if let Some(policy) = in_folder(repository)? {
+            return Ok(Some(policy));
+        }
+        if let Some(policy) = trusted::policy(config, repository, base)? {
+            return Ok(Some(policy));
         }
     }
-    Ok(None)
-}
-
-/// The file for a repository such as `group/project`; `None` for a name that could lead out of the
-/// folder.
-fn path_of(folder: &Path, repository: &str) -> Option<PathBuf> {
-    let is_plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    };
-    repository
-        .split('/')
-        .all(is_plain)
-        .then(|| folder.join(format!("{repository}.yml")))
+    in_folder(DEFAULT)
 }
 
 #[cfg(test)]
@@ -197,11 +202,8 @@ mod tests {
 
     #[test]
     fn no_repository_leads_out_of_the_folder() {
-        let folder = Path::new("/policies");
-        assert_eq!(
-            path_of(folder, "group/project"),
-            Some("/policies/group/project.yml".into())
-        );
+        assert!(is_plain("group/project", b"._-"));
+        assert!(is_plain("group/pro.ject_2-x", b"._-"));
         for name in [
             "",
             "/etc/x",
@@ -210,10 +212,14 @@ mod tests {
             "a//b",
             ".git",
             "a/.b",
+            "a/-b",
+            "--help",
+            "a..b",
             "a\0b",
+            "a\nb",
             "a/",
         ] {
-            assert_eq!(path_of(folder, name), None, "{name:?}");
+            assert!(!is_plain(name, b"._-"), "{name:?}");
         }
     }
 }

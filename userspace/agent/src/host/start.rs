@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
+    panic,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -12,7 +13,7 @@ use std::{
 use jobfence_abi::JobState;
 use jobfence_policy::{Date, Job as Policy, Limits, Mode};
 use time::OffsetDateTime;
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::{JoinError, spawn_blocking, yield_now};
 
 use super::{
     Host, HostError, JOB_CGROUP, Leaving, Reservation, failed,
@@ -30,14 +31,18 @@ use crate::{
         mask::Mask,
         recorder::{Recorder, Subject},
     },
-    control::protocol::{
-        Code, Finished, JobStatus, Labels, Launch, Phase, PolicyText, Refusal, Start, Started,
+    control::{
+        protocol::{
+            Code, Finished, JobStatus, Labels, Launch, Phase, PolicyText, Refusal, Start, Started,
+        },
+        server::{Owner, Within},
     },
     job::{
         Layers, State,
         cgroup::{self, Cgroup},
         live::{HostNames, Live, Opener},
         probe::{self, Findings, Held, Means as ProbeMeans, Targets},
+        scope::{self, Scope},
     },
     kernel::{Fence, JobSpec, KernelError, Left as Fenced, Slot},
     names::{Ports, Resolver, Table},
@@ -46,22 +51,21 @@ use crate::{
 /// A user who is not trusted has no more than one place in so many.
 const SHARE: usize = 4;
 
-/// The folder of jobs' cgroups where the process that is moved is in one that is not root's alone.
+/// Rules that whoever starts a job is told of.
+const TOLD: usize = 100;
+
+/// The folder of jobs' cgroups that can be in none that is there.
 const OWN_CGROUP: &str = "jobfence";
 
 impl Host {
-    /// Fences a process tree as a job of the user `owner`. Whoever is `trusted` says which policy it
-    /// has; others can only take from what the host gives it.
-    pub(super) async fn start(
-        &self,
-        owner: u32,
-        trusted: bool,
-        order: Start,
-    ) -> Result<Started, Refusal> {
+    /// Fences a process tree as a job of `owner`. Whoever is trusted says which policy it has; others
+    /// can only take from what the host gives it.
+    pub(super) async fn start(&self, owner: Owner, order: Start) -> Result<Started, Refusal> {
         let id = order.id.clone();
-        let is_limited = !trusted && !self.config.is_runner(owner);
-        let reservation = self.reserve(&id, is_limited.then_some(owner))?;
-        let sources = self.sources(owner, trusted, &order);
+        let settings = self.settings();
+        let is_limited = !owner.trusted && !settings.config.is_runner(owner.uid);
+        let reservation = self.reserve(&id, is_limited.then_some(owner.uid))?;
+        let sources = self.sources(&owner, &order).await;
         let (sources, closed) = match sources {
             Ok(sources) => (sources, None),
             Err(error) => (Sources::default(), Some(error.to_string())),
@@ -81,17 +85,12 @@ impl Host {
             return Err(Refusal::new(Code::Policy, closed));
         }
         let Some(slot) = self.place().await.map_err(|error| no_fence(&error))? else {
-            return Err(Refusal {
-                code: Code::Full,
-                message: "as many jobs run as this host can hold: end some, or raise `jobs` in \
-                          agent.yml"
-                    .to_owned(),
-            });
+            return Err(full());
         };
         let number = slot.number();
-        let (pid, owner_of_tree) = (order.pid, (!trusted).then_some(owner));
+        let pid = order.pid;
         let prepared = self
-            .prepare(owner, order, sources, closed, policy, slot)
+            .prepare(&owner, order, sources, closed, policy, slot)
             .await;
         let (job, means) = prepared.map_err(|error| {
             // Nothing of it was there before: the id was free.
@@ -102,7 +101,7 @@ impl Host {
             self.free(number);
             no_fence(&error)
         })?;
-        let established = self.establish(&job, pid, owner_of_tree, means).await;
+        let established = self.establish(&job, pid, &owner, means).await;
         drop(reservation);
         let moved = match established {
             Ok(moved) => moved,
@@ -118,7 +117,8 @@ impl Host {
         let status = job.status(Phase::Running);
         tracing::info!(
             job = id,
-            owner,
+            owner = owner.uid,
+            runner = owner.runner,
             processes = moved.len(),
             state = status.state,
             "started"
@@ -136,6 +136,7 @@ impl Host {
             state: status.state,
             log: status.log,
             processes: moved.len(),
+            runner: owner.runner,
             open_before: tree::open_connections(&moved),
             clipped: parts
                 .policy
@@ -143,15 +144,22 @@ impl Host {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            allowed: (parts.policy.allow.iter().take(TOLD))
+                .map(|rule| format!("{rule} ({})", rule.location))
+                .collect(),
         })
     }
 
     /// Takes an id, which no job has, or had. A user who is neither trusted nor runs CI runners,
     /// `owner`, gets a part of the places only.
     fn reserve<'a>(&'a self, id: &'a str, owner: Option<u32>) -> Result<Reservation<'a>, Refusal> {
+        let most = self.settings().config.jobs as usize;
         let mut jobs = lock(&self.jobs);
+        if jobs.by_id.len() + jobs.starting.len() >= most {
+            return Err(full());
+        }
         let is_owners = |job: &&Arc<Job>| Some(job.parts().record.owner) == owner;
-        let share = (self.config.jobs as usize / SHARE).max(1);
+        let share = (most / SHARE).max(1);
         if owner.is_some() && jobs.by_id.values().filter(is_owners).count() >= share {
             return Err(Refusal {
                 code: Code::Full,
@@ -177,25 +185,32 @@ impl Host {
     }
 
     /// What the policy of a job is made of.
-    fn sources(&self, owner: u32, trusted: bool, order: &Start) -> Result<Sources, PolicyError> {
-        let of_host = || {
-            let Some(folder) = &self.config.policies else {
-                return Ok(None);
-            };
-            // Whose word does not count gets what everybody gets.
-            let counts = trusted || self.config.is_runner(owner);
-            let repository = order.labels.repo.as_deref().filter(|_| counts);
-            policy::of_repository(folder, repository)
-        };
-        let host = match &self.config.host_policy {
+    async fn sources(&self, owner: &Owner, order: &Start) -> Result<Sources, PolicyError> {
+        let trusted = owner.trusted;
+        let settings = self.settings();
+        let config = &settings.config;
+        let host = match &config.host_policy {
             Some(path) => Some(policy::read(path)?),
             None => None,
         };
-        let (base, narrowing) = match (&order.policy, trusted) {
+        let narrows = order.launch.is_some_and(|launch| launch.narrows);
+        let (base, narrowing) = match (&order.policy, trusted && !narrows) {
             (Some(policy), true) => (Some(policy.clone()), Vec::new()),
-            (policy, _) => (of_host()?, policy.iter().cloned().collect()),
+            (policy, _) => {
+                // Whose word does not count gets what everybody gets.
+                let counts = trusted || config.is_runner(owner.uid);
+                let labels = order.labels.clone();
+                let settings = Arc::clone(&settings);
+                // It waits for children.
+                let found = spawn_blocking(move || {
+                    let Labels { repo, base, .. } = labels;
+                    let (repo, base) = (repo.filter(|_| counts), base.filter(|_| counts));
+                    policy::of_repository(&settings.config, repo.as_deref(), base.as_deref())
+                });
+                (unpanicked(found.await)?, policy.iter().cloned().collect())
+            }
         };
-        let presets = match &self.config.presets {
+        let presets = match &config.presets {
             Some(folder) => policy::presets(folder)?,
             None => Vec::new(),
         };
@@ -212,7 +227,7 @@ impl Host {
     /// Makes all that a job needs but its fence.
     async fn prepare(
         &self,
-        owner: u32,
+        owner: &Owner,
         order: Start,
         sources: Arc<Sources>,
         closed: Option<String>,
@@ -221,20 +236,39 @@ impl Host {
     ) -> Result<(Arc<Job>, Means), HostError> {
         let mut means = match order.launch {
             Some(Launch { uid, .. }) => Means::launched(order.pid, uid)?,
-            None => Means::of(order.pid, lock(&self.kernel).has_lsm(), &self.guarded),
+            None => {
+                let mut kernel = lock(&self.kernel);
+                let means = Means::of(order.pid, kernel.has_lsm(), &self.settings().guarded);
+                if let Some(user) = means
+                    .uid
+                    .filter(|uid| self.settings().guarded.contains(uid))
+                {
+                    // It may have got more ids meanwhile.
+                    kernel.guard_user(user)?;
+                }
+                means
+            }
         };
         // Before anything is made: a cgroup for it would be in that of the other job.
-        if let Some(pid) = order.pid
-            && cgroup::of(pid).is_some_and(|folder| self.is_fenced(&folder))
-        {
-            return Err(TreeError::Fenced(pid).into());
+        let folder = order.pid.and_then(cgroup::of);
+        let may_leave = |pid, folder: &Path| self.may_leave(owner, pid, folder);
+        match (order.pid, &folder) {
+            // It is not moved.
+            (Some(pid), Some(folder)) if order.launch.is_some() => may_leave(pid, folder)?,
+            (Some(pid), _) => tree::check(pid, owner.of_tree(), may_leave)?,
+            (None, _) => {}
         }
         let runner = order
             .pid
             .map(|pid| tree::runner(pid).ok_or(TreeError::Gone(pid)))
             .transpose()?;
         let id = &order.id;
-        let cgroup = Cgroup::make_in(&self.parent(order.pid)?, &cgroup_name(id))?;
+        // Beside its runner's and never below: what is below a fence is held to that one too.
+        let (parent, scope) = match folder.and_then(|folder| self.beside_runner(&folder)) {
+            Some(parent) => (parent, None),
+            None => self.parent(id, order.pid).await?,
+        };
+        let cgroup = Cgroup::make_in(&parent, &cgroup_name(id))?;
         let undo = Undo(Some(&cgroup));
         let journal = Journal::begin(&self.config.state, id)?;
         let log = Log::create(&self.log_path(id))?;
@@ -242,7 +276,8 @@ impl Host {
             slot: slot.number(),
             cgroup: cgroup.path().to_owned(),
             cgroup_id: cgroup.id().map_err(failed("look at the job's cgroup"))?,
-            owner,
+            owner: owner.uid,
+            is_runner: order.runner,
             uid: means.uid,
             labels: order.labels,
             sources,
@@ -272,6 +307,7 @@ impl Host {
             None,
         );
         let job = assembled.await?;
+        *lock(&job.scope) = scope;
         undo.not_needed();
         Ok((job, means))
     }
@@ -282,7 +318,7 @@ impl Host {
         &self,
         job: &Arc<Job>,
         pid: Option<u32>,
-        owner: Option<u32>,
+        owner: &Owner,
         means: Means,
     ) -> Result<Vec<u32>, HostError> {
         self.fence(job)?;
@@ -290,9 +326,6 @@ impl Host {
         open_prefixes(&job.parts())?;
         let launcher = pid.filter(|_| means.launched);
         let pid = pid.filter(|_| !means.launched);
-        if let Some(pid) = pid {
-            tree::check(pid, owner, &job.cgroup, |cgroup| self.is_fenced(cgroup))?;
-        }
         job.live.begin(Layers {
             cgroup: lock(&self.kernel).programs().collect(),
             lsm: findings.lsm,
@@ -323,14 +356,10 @@ impl Host {
         admitted
     }
 
-    fn admit(
-        &self,
-        job: &Job,
-        pid: Option<u32>,
-        owner: Option<u32>,
-    ) -> Result<Vec<u32>, HostError> {
+    fn admit(&self, job: &Job, pid: Option<u32>, owner: &Owner) -> Result<Vec<u32>, HostError> {
+        let may_leave = |pid, folder: &Path| self.may_leave(owner, pid, folder);
         let moved = match pid {
-            Some(pid) => tree::move_into(&job.cgroup, pid, owner, |cgroup| self.is_fenced(cgroup))?,
+            Some(pid) => tree::move_into(&job.cgroup, pid, owner.of_tree(), may_leave)?,
             None => Vec::new(),
         };
         for &pid in &moved {
@@ -351,31 +380,69 @@ impl Host {
         self.write(job, state, Some(&parts.policy.limits))
     }
 
-    fn is_fenced(&self, cgroup: &Path) -> bool {
-        self.job_of(cgroup).is_some()
+    /// Whether the process `pid` may be moved out of the cgroup `folder` into a job of `owner`: out of
+    /// none that is a job's, and out of a runner's for those who are inside it, the runner not.
+    fn may_leave(&self, owner: &Owner, pid: u32, folder: &Path) -> Result<(), TreeError> {
+        match self.fence_of(folder) {
+            None => Ok(()),
+            Some(Within::Runner(id)) if owner.runner.as_ref() == Some(&id) => {
+                let runner = lock(&self.jobs).by_id.get(&id).cloned();
+                let runner = runner.and_then(|runner| runner.parts().record.runner);
+                match runner.is_some_and(|runner| runner.pid == pid) {
+                    true => Err(TreeError::Runner(pid)),
+                    false => Ok(()),
+                }
+            }
+            Some(_) => Err(TreeError::Fenced(pid)),
+        }
     }
 
-    /// The cgroup in which the job's is made: that of its first process, so that what limits that
-    /// one limits the job, unless somebody else than root could move processes in it.
-    fn parent(&self, pid: Option<u32>) -> Result<PathBuf, HostError> {
+    /// The cgroup in which that of the runner is whose fence the cgroup `folder` is in, if it is in
+    /// one.
+    fn beside_runner(&self, folder: &Path) -> Option<PathBuf> {
+        let Some(Within::Runner(id)) = self.fence_of(folder) else {
+            return None;
+        };
+        let runner = lock(&self.jobs).by_id.get(&id).cloned()?;
+        Some(runner.cgroup.path().parent()?.to_owned())
+    }
+
+    /// The cgroup in which that of the job `id` is made: that of its first process, so that what limits
+    /// that one limits the job, unless somebody else than root could move processes in it, or it is not
+    /// for the agent to make cgroups there. Where systemd runs, it is then a scope of the job's own.
+    async fn parent(
+        &self,
+        id: &str,
+        pid: Option<u32>,
+    ) -> Result<(PathBuf, Option<Scope>), HostError> {
         if let Some(folder) = &self.config.cgroup {
-            return Ok(folder.clone());
+            return Ok((folder.clone(), None));
         }
+        let is_systemds = scope::is_systemd_here();
         let outermost = cgroup::outermost()?;
         if let Some(folder) = pid.and_then(cgroup::of)
             && folder
                 .ancestors()
                 .take_while(|above| above.starts_with(&outermost))
                 .all(is_roots)
+            && (!is_systemds || cgroup::is_delegated(&folder))
         {
-            return Ok(folder);
+            return Ok((folder, None));
         }
+        if is_systemds && pid.is_some() {
+            let name = cgroup_name(id);
+            let made = spawn_blocking(move || Scope::make(&name)).await;
+            let scope = made.map_err(|error| failed("ask systemd for a scope")(error.into()))??;
+            return Ok((scope.folder().to_owned(), Some(scope)));
+        }
+        // Also of a job that begins empty: it may stay so for long, and systemd removes what is empty
+        // when a unit stops, such as the agent's at each restart. Here it removes nothing.
         let own = outermost.join(OWN_CGROUP);
         match fs::create_dir(&own) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(failed("make a cgroup for jobs")(error))
             }
-            _ => Ok(own),
+            _ => Ok((own, None)),
         }
     }
 
@@ -403,6 +470,7 @@ impl Host {
             processes: Arc::clone(&self.processes),
             mask: Mask::new(std::iter::empty()),
             log: None,
+            is_runner: record.is_runner,
         })?;
         let live = Arc::new(Live::new(
             recorder,
@@ -643,9 +711,12 @@ impl Host {
                 phase: Phase::Finished,
                 violations: 0,
                 exit: FAILED,
+                runner: false,
                 owner: owner_of(id),
                 started: 0,
                 log: self.log_path(id).to_string_lossy().into_owned(),
+                refused: Vec::new(),
+                refused_more: 0,
             },
         });
         journal::discard(&self.config.state, id);
@@ -692,9 +763,12 @@ impl Host {
                     phase: Phase::Finished,
                     violations: 0,
                     exit: FAILED,
+                    runner: record.is_runner,
                     owner: record.owner,
                     started: record.started,
                     log: self.log_path(&record.id).to_string_lossy().into_owned(),
+                    refused: Vec::new(),
+                    refused_more: 0,
                     id: record.id.clone(),
                 },
             }),
@@ -735,7 +809,11 @@ impl Host {
             record.slot,
         )?;
         let log = Log::reopen(&self.log_path(&record.id))?;
-        let means = Means::of(record.runner.map(|runner| runner.pid), true, &self.guarded);
+        let means = Means::of(
+            record.runner.map(|runner| runner.pid),
+            true,
+            &self.settings().guarded,
+        );
         let resumed = |subject| {
             Ok(Recorder::resume(Subject {
                 mask: Mask::new(means.environment.into_iter()),
@@ -857,6 +935,16 @@ fn open_prefixes(parts: &Parts) -> Result<(), HostError> {
     Ok(parts.slot.addresses().set_all(&prefixes)?)
 }
 
+fn full() -> Refusal {
+    let message = "as many jobs run as this host can hold: end some, or raise `jobs` in agent.yml";
+    Refusal::new(Code::Full, message)
+}
+
+/// What a task has come to, which nobody aborts.
+fn unpanicked<T>(ended: Result<T, JoinError>) -> T {
+    ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic()))
+}
+
 /// The day of a time in seconds since 1970, in UTC.
 fn date_of(seconds: u64) -> Date {
     let time = i64::try_from(seconds).ok();
@@ -870,6 +958,13 @@ struct Undo<'a>(Option<&'a Cgroup>);
 impl Undo<'_> {
     fn not_needed(mut self) {
         self.0 = None;
+    }
+}
+
+impl Owner {
+    /// Whose the processes of a tree must be, if not anybody's.
+    fn of_tree(&self) -> Option<u32> {
+        (!self.trusted).then_some(self.uid)
     }
 }
 
@@ -891,6 +986,7 @@ fn job_name(record: &Record, policy: &Policy) -> JobName {
         workflow,
         actor,
         runner,
+        base: _,
     } = record.labels.clone();
     JobName {
         id: record.id.clone(),

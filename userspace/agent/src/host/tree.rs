@@ -5,16 +5,12 @@
 //! beginning, so parents are moved first, and the tree is gone through again until nothing of it is
 //! outside.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-};
+use std::{collections::HashSet, fs, io, net::SocketAddr, os::fd::OwnedFd, path::Path};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    net::{getpeername, ipproto, sockopt::socket_protocol},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 use thiserror::Error;
 
@@ -41,6 +37,9 @@ pub enum TreeError {
     /// It is fenced already.
     #[error("process {0} is in a job already, and a job is left by ending only")]
     Fenced(u32),
+    /// It is a runner.
+    #[error("process {0} is a runner, which stays in its own fence: make jobs of what it starts")]
+    Runner(u32),
     /// It cannot be moved.
     #[error("could not move process {pid} into the job: {source}")]
     Move {
@@ -78,12 +77,11 @@ pub(super) fn is_alive(runner: Runner) -> bool {
 pub(super) fn check(
     root: u32,
     owner: Option<u32>,
-    cgroup: &Cgroup,
-    is_fenced: impl Fn(&Path) -> bool,
+    may_leave: impl Fn(u32, &Path) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
     let mut stack = vec![root];
     while let Some(pid) = stack.pop() {
-        match admit(pid, owner, cgroup, &is_fenced) {
+        match admit(pid, owner, &may_leave) {
             Err(TreeError::Gone(_)) if pid != root => continue,
             admitted => admitted?,
         }
@@ -93,14 +91,19 @@ pub(super) fn check(
 }
 
 /// Moves `root` and all that is below it into `cgroup`; returns their numbers. `owner` is whose the
-/// processes must be, if not anybody's. `is_fenced` tells of a folder whether it is a job's cgroup, or
-/// below one.
+/// processes must be, if not anybody's. `may_leave` says of a process whether it may leave the cgroup
+/// with this folder.
 pub(super) fn move_into(
     cgroup: &Cgroup,
     root: u32,
     owner: Option<u32>,
-    is_fenced: impl Fn(&Path) -> bool,
+    may_leave: impl Fn(u32, &Path) -> Result<(), TreeError>,
 ) -> Result<Vec<u32>, TreeError> {
+    // What is forked by one that was moved is inside from the beginning.
+    let may_enter = |pid, folder: &Path| match folder == cgroup.path() {
+        true => Ok(()),
+        false => may_leave(pid, folder),
+    };
     let mut moved = HashSet::new();
     for round in 0..ROUNDS {
         let mut new = 0;
@@ -108,7 +111,7 @@ pub(super) fn move_into(
         let mut stack = vec![root];
         while let Some(pid) = stack.pop() {
             if !moved.contains(&pid) {
-                match admit(pid, owner, cgroup, &is_fenced) {
+                match admit(pid, owner, may_enter) {
                     Ok(()) => {}
                     Err(TreeError::Gone(_)) if pid != root || round > 0 => continue,
                     Err(error) => return Err(error),
@@ -141,8 +144,7 @@ fn is_gone(error: &io::Error) -> bool {
 fn admit(
     pid: u32,
     owner: Option<u32>,
-    cgroup: &Cgroup,
-    is_fenced: impl Fn(&Path) -> bool,
+    may_leave: impl Fn(u32, &Path) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
     let status =
         fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| TreeError::Gone(pid))?;
@@ -154,10 +156,7 @@ fn admit(
         return Err(TreeError::Foreign { pid, uid });
     }
     let current = crate::job::cgroup::of(pid).ok_or(TreeError::Gone(pid))?;
-    if current != cgroup.path() && is_fenced(&current) {
-        return Err(TreeError::Fenced(pid));
-    }
-    Ok(())
+    may_leave(pid, &current)
 }
 
 /// The children of all threads of a process.
@@ -182,35 +181,32 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Connections of `processes` to other hosts. They were made outside the fence, which does not see
-/// them.
+/// them. A copy of each socket is asked, whichever network namespace it is of; the kernel's tables in
+/// `/proc` have those of one only, and are long.
 pub(super) fn open_connections(processes: &[u32]) -> Vec<String> {
-    let mut connections = HashMap::new();
-    for table in ["tcp", "tcp6", "udp", "udp6"] {
-        let text = fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
-        let protocol = table.trim_end_matches('6');
-        for line in text.lines().skip(1) {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            let [_, _, remote, _, _, _, _, _, _, inode, ..] = fields[..] else {
-                continue;
-            };
-            if let (Some(remote), Ok(inode)) = (address(remote), inode.parse::<u64>())
-                && remote.port() != 0
-                && !remote.ip().to_canonical().is_loopback()
-            {
-                connections.insert(inode, format!("{protocol} {remote}"));
-            }
-        }
-    }
+    let mut seen = HashSet::new();
     let mut found = Vec::new();
-    for pid in processes {
+    for &pid in processes {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(Ok(process)) = number.map(|number| pidfd_open(number, PidfdFlags::empty())) else {
+            continue;
+        };
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
         for entry in descriptors.into_iter().flatten().flatten() {
             let target = fs::read_link(entry.path()).unwrap_or_default();
-            let inode = target
+            let is_socket = target.to_str().is_some_and(|to| to.starts_with("socket:["));
+            let number = entry
+                .file_name()
                 .to_str()
-                .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
-                .and_then(|inode| inode.parse::<u64>().ok());
-            if let Some(connection) = inode.and_then(|inode| connections.remove(&inode)) {
+                .and_then(|name| name.parse().ok());
+            let (true, Some(number)) = (is_socket, number) else {
+                continue;
+            };
+            // Several descriptors, of several processes, can be of one socket.
+            if seen.insert(target)
+                && let Ok(socket) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
+                && let Some(connection) = connection(&socket)
+            {
                 found.push(format!("{connection} (pid {pid})"));
             }
         }
@@ -219,29 +215,18 @@ pub(super) fn open_connections(processes: &[u32]) -> Vec<String> {
     found
 }
 
-/// An address of `/proc/net/tcp` and its like: words in the order of a little-endian machine, in
-/// hexadecimal.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let (words, rest) = ip.as_bytes().as_chunks::<8>();
-    if !rest.is_empty() {
+/// The protocol and the other end of a socket that is connected to another host.
+fn connection(socket: &OwnedFd) -> Option<String> {
+    let peer = SocketAddr::try_from(getpeername(socket).ok()??).ok()?;
+    if peer.port() == 0 || peer.ip().to_canonical().is_loopback() {
         return None;
     }
-    let words = words.iter().map(|word| {
-        let word = u32::from_str_radix(str::from_utf8(word).ok()?, 16).ok()?;
-        Some(word.swap_bytes())
-    });
-    let words: Vec<u32> = words.collect::<Option<_>>()?;
-    let ip: IpAddr = match words[..] {
-        [v4] => Ipv4Addr::from(v4).into(),
-        [a, b, c, d] => {
-            let high = u128::from(a) << 96 | u128::from(b) << 64;
-            Ipv6Addr::from(high | u128::from(c) << 32 | u128::from(d)).into()
-        }
-        _ => return None,
+    let protocol = match socket_protocol(socket).ok()? {
+        Some(ipproto::TCP) => "tcp".to_owned(),
+        Some(ipproto::UDP) => "udp".to_owned(),
+        other => format!("protocol {}", other.map_or(0, |other| other.as_raw().get())),
     };
-    Some(SocketAddr::new(ip, port))
+    Some(format!("{protocol} {peer}"))
 }
 
 #[cfg(test)]
@@ -271,15 +256,5 @@ mod tests {
         assert!(!is_alive(runner));
         child.wait().expect("its status");
         assert!(!is_alive(runner));
-    }
-
-    #[test]
-    fn addresses_of_the_kernels_tables_are_read() {
-        let v4 = address("0100007F:1F90");
-        assert_eq!(v4, Some("127.0.0.1:8080".parse().unwrap()));
-        let v6 = address("B80D0120000000000000000001000000:01BB");
-        assert_eq!(v6, Some("[2001:db8::1]:443".parse().unwrap()));
-        assert_eq!(address("0100007F"), None);
-        assert_eq!(address("0100:1F90"), None);
     }
 }

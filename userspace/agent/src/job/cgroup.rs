@@ -1,18 +1,23 @@
 //! The cgroup that a job's fence hangs on.
 //!
-//! It is made below the caller's own, so that whatever limits the caller stays in force for the
-//! job. The caller may have processes of its own there: the rule against processes in inner
+//! `jobfence run` makes it below the caller's own, so that whatever limits the caller stays in force
+//! for the job; the agent below that of the process which becomes the job, where that may be. The
+//! caller may have processes of its own there: the rule against processes in inner
 //! cgroups binds only cgroups that hand controllers down (cgroups(7)), and no controller is used
 //! here.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::getxattr,
+};
 use thiserror::Error;
 
 /// What can be wrong with cgroups.
@@ -276,6 +281,25 @@ pub fn of(pid: u32) -> Option<PathBuf> {
     )
 }
 
+/// Whether the unit of systemd that `folder` is, or is below, leaves to others what is below it: what
+/// `Delegate=` asks for, and systemd notes on the unit's cgroup.
+#[must_use]
+pub(crate) fn is_delegated(folder: &Path) -> bool {
+    // The innermost: a unit of another manager may be delegated as a whole, to that manager.
+    let unit = folder.ancestors().find(|folder| {
+        let kind = folder.extension().and_then(OsStr::to_str);
+        matches!(kind, Some("service" | "scope" | "slice"))
+    });
+    // The second is all that old versions write, and takes CAP_SYS_ADMIN to be seen.
+    let notes = ["user.delegate", "trusted.delegate"];
+    unit.is_some_and(|unit| {
+        notes.iter().any(|note| {
+            let mut value = [0; 1];
+            getxattr(unit, *note, &mut value) == Ok(1) && value == *b"1"
+        })
+    })
+}
+
 /// The folder of the outermost cgroup that can be seen from here.
 ///
 /// # Errors
@@ -318,6 +342,10 @@ fn locate(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
         let below = Path::new(path).strip_prefix(root).ok()?;
+        // Of a process that is outside this one's cgroup namespace: `/../other`.
+        if below.iter().any(|name| name == "..") {
+            return None;
+        }
         Some(Path::new(point).join(below))
     })
 }
@@ -347,6 +375,14 @@ mod tests {
         let part = "25 20 0:22 /docker/a /mnt rw - cgroup2 cgroup2 rw\n";
         assert_eq!(locate(part, "0::/docker/b\n"), None);
         assert_eq!(locate(part, "0::/docker/a/c\n"), Some("/mnt/c".into()));
+    }
+
+    #[test]
+    fn a_process_outside_the_namespace_is_nowhere() {
+        let unified = "25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(locate(unified, "0::/../../a\n"), None);
+        let usual = locate(unified, "0::/a..b\n");
+        assert_eq!(usual, Some("/sys/fs/cgroup/a..b".into()));
     }
 
     #[test]

@@ -42,8 +42,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Options {
     /// The agent's socket.
     pub socket: PathBuf,
-    /// The job's policy, which the host's own bounds.
-    pub policy: PolicyText,
+    /// Its id, which no job has had, if it is to be a certain one.
+    pub id: Option<String>,
+    /// The job's policy, which the host's own bounds; without it, what the host has for the
+    /// repository in `labels`.
+    pub policy: Option<PolicyText>,
+    /// Whether `policy` can only take from what the host has for the repository.
+    pub narrows: bool,
+    /// What the CI system calls the job.
+    pub labels: Labels,
     /// The job of the policy whose rules apply.
     pub job: String,
     /// Whether to record only, or to refuse, whatever the policy says.
@@ -113,15 +120,17 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
 /// Has the agent make a job, in which nothing is yet.
 fn start(options: &Options) -> Result<Started, ClientError> {
     let order = Start {
-        id: job_id(),
+        id: options.id.clone().unwrap_or_else(job_id),
         pid: Some(std::process::id()),
         launch: Some(Launch {
             uid: options.account.uid,
             audit: options.audit,
+            narrows: options.narrows,
         }),
-        policy: Some(options.policy.clone()),
+        runner: false,
+        policy: options.policy.clone(),
         job: Some(options.job.clone()),
-        labels: Labels::default(),
+        labels: options.labels.clone(),
     };
     match ask(&options.socket, Request::Start(order))?.answer {
         Answer::Started(started) => Ok(started),
@@ -137,7 +146,10 @@ async fn launch(
     id: &str,
 ) -> Result<(u8, Option<LaunchError>), RunError> {
     let signals = Signals::new().map_err(failed("take signals"))?;
-    let targets = Targets::new(id).map_err(failed("put up targets for the self-probe"))?;
+    // The agent's own had the job's id, and can still be held by a process that it has forked meanwhile
+    // and that has not executed its program yet.
+    let targets = Targets::new(&format!("{id}-launch"));
+    let targets = targets.map_err(failed("put up targets for the self-probe"))?;
     // The agent has seen that the programs hold, and what they report goes to it.
     let (held, means) = (Held::Launch, Means::default());
     let (starting, _) = prove(account, command, cgroup, targets, held, means, Vec::new).await?;

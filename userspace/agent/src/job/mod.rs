@@ -9,6 +9,7 @@
 //! - [`process`]: which process is which, also when it is gone already
 //! - [`reaper`]: ends the job when the agent dies
 //! - [`run`]: one command as a job without an agent
+//! - `scope`: a unit of systemd for the cgroup
 //! - `state`: what the fence is worth, and what it is made of
 
 pub mod cgroup;
@@ -20,6 +21,7 @@ pub mod probe;
 pub mod process;
 pub mod reaper;
 pub mod run;
+pub(crate) mod scope;
 pub(crate) mod seclude;
 mod signals;
 mod state;

@@ -181,6 +181,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         processes: Arc::clone(&processes),
         mask: Mask::new(environment()),
         log,
+        is_runner: false,
     });
     let changed = Arc::new(Notify::new());
     let live = Arc::new(Live::new(

@@ -1,6 +1,6 @@
 //! The user that a job runs as.
 
-use std::{collections::HashSet, env, ffi::OsString, path::PathBuf};
+use std::{collections::HashSet, env, ffi::OsString, fs, ops::RangeInclusive, path::PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use thiserror::Error;
@@ -48,6 +48,34 @@ pub enum UserError {
         /// Why it failed.
         source: nix::Error,
     },
+}
+
+/// The ids that processes of a user can have: its own, and by a user namespace those that
+/// `/etc/subuid` gives it (subuid(5)). What a name service gives beside that file is not known.
+pub(crate) fn ids(uid: u32) -> Vec<RangeInclusive<u32>> {
+    let mut ids = vec![uid..=uid];
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    let names = [Some(uid.to_string()), user.map(|user| user.name)];
+    let text = fs::read_to_string("/etc/subuid").unwrap_or_default();
+    ids.extend(subordinate(&text, names.iter().flatten()));
+    ids
+}
+
+/// The ranges that lines of `name:first:count` give to one of `names`. Root's id is nobody's else.
+fn subordinate<'a>(
+    text: &str,
+    names: impl Iterator<Item = &'a String> + Clone,
+) -> Vec<RangeInclusive<u32>> {
+    let range = |line: &str| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next()?;
+        names.clone().find(|name| *name == owner)?;
+        let first: u32 = fields.next()?.parse().ok()?;
+        let count: u32 = fields.next()?.parse().ok()?;
+        let last = first.checked_add(count.checked_sub(1)?)?;
+        (first > 0).then_some(first..=last)
+    };
+    text.lines().filter_map(range).collect()
 }
 
 /// Those of `groups` whose members can act as root, by name.
@@ -195,5 +223,19 @@ impl Account {
             ("SHELL", entry.shell.clone().into()),
             ("USER", entry.name.clone().into()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_subordinate_ids_are_those_of_its_name_and_its_number() {
+        let text = "# made by hand\nrunner:100000:65536\nrunner2:200000:1\n 1001:300000:2\n\
+                    runner:0:5\nrunner:7:0\nrunner:4294967295:2\nrunner:x:1\nrunner:5\n";
+        let names = ["1001".to_owned(), "runner".to_owned()];
+        let ids = subordinate(text, names.iter());
+        assert_eq!(ids, [100_000..=165_535, 300_000..=300_001]);
     }
 }

@@ -7,10 +7,13 @@ use std::{
     path::Path,
 };
 
+use aya::maps::lpm_trie::Key;
+use ipnet::Ipv4Subnets;
 use jobfence_abi::{Job, JobState};
 use zerocopy::FromZeros as _;
 
 use super::{Kernel, KernelError, io_error, map, pins};
+use crate::job::user;
 
 /// The programs, each with its place in the object.
 pub(super) const PROGRAMS: [&str; 5] = [
@@ -26,16 +29,17 @@ const RATE: u32 = 1000;
 
 impl Kernel {
     /// Refuses sockets of `users` outside every job, below the cgroup `outermost`, for as long as
-    /// that is not changed: also while there is no agent. Nobody: nothing is refused.
+    /// that is not changed: also while there is no agent. Nobody: nothing is refused. Users have their
+    /// subordinate ids, too (subuid(5)).
     ///
     /// # Errors
     ///
     /// [`KernelError`].
     pub fn guard(&mut self, outermost: &Path, users: &[u32]) -> Result<(), KernelError> {
         let folder = pins::guard().map_err(|(path, source)| KernelError::Pins { path, source })?;
-        let known: Vec<u32> = self.guarded.keys().flatten().collect();
-        for user in known.iter().filter(|user| !users.contains(user)) {
-            self.guarded.remove(user).map_err(map("GUARDED"))?;
+        let known: Vec<_> = self.guarded.iter().flatten().collect();
+        for (ids, _) in known.iter().filter(|(_, user)| !users.contains(user)) {
+            self.guarded.remove(ids).map_err(map("GUARDED"))?;
         }
         let remove = |path: &Path| match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
@@ -70,9 +74,31 @@ impl Kernel {
             pinned?;
             fs::rename(&new, &path).map_err(|source| io_error(&new, source))?;
         }
-        for user in users {
-            self.guarded.insert(user, 1, 0).map_err(map("GUARDED"))?;
+        users.iter().try_for_each(|&user| self.guard_user(user))
+    }
+
+    /// Refuses sockets of a user also by the ids that it has got since [`Kernel::guard`] was called.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`].
+    pub fn guard_user(&mut self, user: u32) -> Result<(), KernelError> {
+        for ids in user::ids(user) {
+            // A range of ids is made of prefixes as one of addresses is.
+            let prefixes = Ipv4Subnets::new((*ids.start()).into(), (*ids.end()).into(), 0);
+            for prefix in prefixes {
+                let key = Key::new(prefix.prefix_len().into(), prefix.addr().octets());
+                let inserted = self.guarded.insert(&key, user, 0);
+                inserted.map_err(map("GUARDED"))?;
+            }
         }
         Ok(())
+    }
+
+    /// The user that is held to jobs and has the id `uid`.
+    #[must_use]
+    pub fn guarded_user(&self, uid: u32) -> Option<u32> {
+        let key = Key::new(u32::BITS, uid.to_be_bytes());
+        self.guarded.get(&key, 0).ok()
     }
 }

@@ -254,7 +254,7 @@ pub struct Kernel {
     sockets: SkStorage<MapData, [u8; SOCKET_BYTES]>,
     tries: Tries,
     clients: Arc<Mutex<ClientMap>>,
-    guarded: BpfHashMap<MapData, u32, u8>,
+    guarded: LpmTrie<MapData, [u8; 4], u32>,
     uploads: BpfHashMap<MapData, [u8; UPLOAD_KEY_BYTES], u64>,
 }
 

@@ -1,0 +1,191 @@
+//! What was refused, in the words that a person is told it in.
+
+use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
+
+use jobfence_abi::Fault;
+use serde::{Deserialize, Serialize};
+
+use super::event::{Event, Kind, ProcessInfo};
+
+/// Refusals of each sort, violations and others, that a job's status tells of; the log has all.
+pub const MOST: usize = 20;
+
+/// Characters of a command line that are shown.
+const WIDEST: usize = 100;
+
+/// Attempts at one destination, refused for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// What they were after, as in a report: `name:port`, `address:port/udp`, a name.
+    pub destination: String,
+    /// Why, as the word of the events.
+    pub reason: String,
+    /// The rule that refuses it, as `file:line`, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// How many there were.
+    pub count: u64,
+    /// Whether they fail the job.
+    pub violation: bool,
+    /// Who tried first: its command line, and those of the processes that led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// The line of a policy that would allow it, if one can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<String>,
+}
+
+/// What was refused so far, kept up with each attempt: whoever asks costs the agent nothing that
+/// grows with what the job has done.
+#[derive(Default)]
+pub(super) struct Refusals {
+    /// By destination, reason, and whether it is a violation: where it is in `told`, if it is.
+    known: HashMap<(String, Cow<'static, str>, bool), Option<usize>>,
+    /// [`MOST`] violations and as many others, in the order in which they came.
+    told: Vec<Refused>,
+}
+
+impl Refusals {
+    /// Takes in the first attempt of a kind, which was refused. Where it is told of: the number to
+    /// give to [`Refusals::add`].
+    pub(super) fn first(&mut self, event: &Event) -> Option<usize> {
+        let key = (destination(event), event.reason.clone(), event.violation);
+        if let Some(&place) = self.known.get(&key) {
+            if let Some(place) = place {
+                self.add(place, event.count);
+            }
+            return place;
+        }
+        let of_sort = |told: &&Refused| told.violation == event.violation;
+        let place = (self.told.iter().filter(of_sort).count() < MOST).then(|| {
+            self.told.push(Refused {
+                destination: key.0.clone(),
+                reason: event.reason.to_string(),
+                rule: event.rule.clone(),
+                count: event.count,
+                violation: event.violation,
+                process: event.process.as_ref().map(lineage),
+                allow: suggestion(event),
+            });
+            self.told.len() - 1
+        });
+        self.known.insert(key, place);
+        place
+    }
+
+    /// Counts more attempts of a kind.
+    pub(super) fn add(&mut self, place: usize, count: u64) {
+        if let Some(told) = self.told.get_mut(place) {
+            told.count = told.count.saturating_add(count);
+        }
+    }
+
+    /// The first [`MOST`], violations before others, and how many there are beside those.
+    pub(super) fn told(&self) -> (Vec<Refused>, u64) {
+        let (violations, others): (Vec<_>, Vec<_>) =
+            self.told.iter().partition(|told| told.violation);
+        let told: Vec<_> = violations.into_iter().chain(others).take(MOST).collect();
+        let more = self.known.len() - told.len();
+        (told.into_iter().cloned().collect(), more as u64)
+    }
+}
+
+/// A process and its ancestors, by their command lines.
+#[must_use]
+pub fn lineage(process: &ProcessInfo) -> String {
+    let mut line = format!("{} (pid {})", shorten(process.label()), process.pid);
+    for ancestor in &process.ancestors {
+        _ = write!(line, " ← {}", shorten(ancestor.label()));
+    }
+    line
+}
+
+fn shorten(line: &str) -> Cow<'_, str> {
+    match line.char_indices().nth(WIDEST) {
+        Some((end, _)) => format!("{}…", &line[..end]).into(),
+        None => line.into(),
+    }
+}
+
+/// What an attempt was after, in a few words.
+#[must_use]
+pub fn destination(event: &Event) -> String {
+    let proto = event.proto.as_deref().unwrap_or("");
+    if let Some(question) = &event.dns {
+        return question.qname.clone();
+    }
+    let Some(dst) = &event.dst else {
+        return match event.kind {
+            Kind::Loss => "events".to_owned(),
+            _ if event.message.is_some() => format!("others ({:?})", event.kind).to_lowercase(),
+            _ => format!("socket of protocol {proto}"),
+        };
+    };
+    let mut text = String::new();
+    let ip = dst.ip.map(|ip| ip.to_string()).unwrap_or_default();
+    match (&dst.name, dst.port) {
+        (Some(name), Some(port)) => _ = write!(text, "{name}:{port}"),
+        (Some(name), None) => text.push_str(name),
+        (None, Some(port)) if ip.contains(':') => _ = write!(text, "[{ip}]:{port}"),
+        (None, Some(port)) => _ = write!(text, "{ip}:{port}"),
+        (None, None) => text.push_str(&ip),
+    }
+    if proto != "tcp" {
+        _ = write!(text, "/{proto}");
+    }
+    text
+}
+
+/// The policy line that would allow an attempt; none where no rule can.
+#[must_use]
+pub fn suggestion(event: &Event) -> Option<String> {
+    let proto = event.proto.as_deref()?;
+    match &*event.reason {
+        "name" => {
+            let question = event.dns.as_ref()?;
+            // A question for another record type, as `_http._tcp.NAME SRV`, is not what a rule
+            // would have to allow.
+            if !["A", "AAAA"].contains(&question.qtype.as_str()) {
+                return None;
+            }
+            let name = &question.qname;
+            Some(format!("- host: {name}"))
+        }
+        "private-address" => {
+            let name = &event.dns.as_ref()?.qname;
+            Some(format!("- {{host: {name}, private: true}}"))
+        }
+        "sni" | "host-header" => {
+            let dst = event.dst.as_ref()?;
+            let (name, port) = (dst.name.as_ref()?, dst.port?);
+            let is_tls = event.reason == "sni";
+            let key = if is_tls { "tls" } else { "http" };
+            let rest = if event.message.as_deref() != Some(Fault::NAME.text()) {
+                format!(", {key}: off")
+            } else if is_tls && port == 443 {
+                return Some(format!("- host: {name}"));
+            } else if is_tls || port == 80 {
+                String::new()
+            } else {
+                ", http: verify".to_owned()
+            };
+            Some(format!("- {{host: {name}, ports: [{port}]{rest}}}"))
+        }
+        "no-rule" | "port" | "loopback" | "metadata" | "protocol" => {
+            let dst = event.dst.as_ref()?;
+            let (ip, port) = (dst.ip?, dst.port?);
+            let ports = match proto {
+                "tcp" => port.to_string(),
+                other => format!("{port}/{other}"),
+            };
+            let target = match &dst.name {
+                Some(name) => format!("host: {name}"),
+                None if event.reason == "loopback" => "host: localhost".to_owned(),
+                None if ip.is_ipv4() => format!("cidr: {ip}/32"),
+                None => format!("cidr: \"{ip}/128\""),
+            };
+            Some(format!("- {{{target}, ports: [{ports}]}}"))
+        }
+        _ => None,
+    }
+}
