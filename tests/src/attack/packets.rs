@@ -330,7 +330,7 @@ jobs: {default: {allow: [{host: allowed.test, ports: [443/udp], tls: off}]}}
         Layer::Connect,
         How::Shell("
 getent ahostsv4 allowed.test
-timeout 8 gtlsclient -q --sni=allowed.test 198.51.100.10 443 https://allowed.test/
+timeout 40 gtlsclient -q --sni=allowed.test 198.51.100.10 443 https://allowed.test/
 "),
         Proof::Payload(v4(ALLOWED), 443),
         Expect::Violation("protocol"),

@@ -81,7 +81,7 @@ pub enum Within {
 }
 
 /// How long a caller may take for its request, and to take the answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 10 });
 
 /// How long requests that are being answered may go on when the agent is asked to stop.
 const FAREWELL: Duration = Duration::from_secs(5);
