@@ -6,7 +6,7 @@ use std::{
     os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -272,12 +272,38 @@ impl<'a> Agent<'a> {
     }
 }
 
+impl Agent<'_> {
+    /// The cgroups of its jobs, as far as its state tells.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let jobs = fs::read_dir(self.folder.join("state/jobs"));
+        let jobs = jobs.into_iter().flatten().flatten();
+        jobs.filter_map(|job| {
+            let record = fs::read(job.path().join("job.json")).ok()?;
+            let record: Value = serde_json::from_slice(&record).ok()?;
+            Some(record["cgroup"].as_str()?.into())
+        })
+        .collect()
+    }
+}
+
 impl Drop for Agent<'_> {
     fn drop(&mut self) {
+        let cgroups = self.cgroups();
         if let Some(mut child) = self.child.take() {
             let ended = child.kill().and_then(|()| child.wait());
             if !std::thread::panicking() {
                 ended.expect("the daemon can be killed");
+            }
+        }
+        // Jobs outlive a daemon that is killed.
+        for cgroup in cgroups {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            let deadline = Instant::now() + Duration::from_secs(2);
+            // As long as one of its processes has not gone yet.
+            while fs::remove_dir(&cgroup).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
