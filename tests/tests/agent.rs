@@ -494,6 +494,37 @@ fn a_job_is_killed_at_once_for_a_violation_if_its_policy_says_so() -> Result<()>
     Ok(())
 }
 
+/// As [`GUARDED`].
+const ALSO_GUARDED: &str = "lp";
+
+#[test]
+fn the_guard_of_another_version_gives_way_to_that_of_the_agent_after_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let attempt = format!("curl -sS -m 5 http://{}/", BLOCKED.v4);
+    let mut outside = Shell::of_user(&internet, ALSO_GUARDED)?;
+    let mark = internet.mark();
+    assert_eq!(outside.run(&attempt)?.0, 0, "without the guard it arrives");
+    assert!(!internet.since(mark).to(BLOCKED.v4).is_empty());
+    let mut agent = Agent::start(&internet, &format!("guard: {{users: [{ALSO_GUARDED}]}}\n"))?;
+    agent.kill()?;
+    // As one of version 1 would have left it, with programs that go by maps of their own.
+    let mut strange = internet.command("sh");
+    let script = "cd /sys/fs/bpf/jobfence && mkdir -p v1 && mv v*/guard v1/guard && \
+                  rm -r v*/maps && ls v1/guard";
+    let output = run(strange.args(["-ec", script]), Duration::from_secs(10))?;
+    assert!(output.stdout.contains("guard_create"), "{output:?}");
+
+    agent.restart()?;
+    let mut inside = Shell::of_user(&internet, ALSO_GUARDED)?;
+    agent.fence(&inside, "one", POLICY)?;
+    let (status, said) = inside.run("curl -sS -m 5 https://allowed.test/")?;
+    assert_eq!(status, 0, "{said}\n{}", agent.said());
+    let mark = internet.mark();
+    assert_ne!(outside.run(&attempt)?.0, 0);
+    assert!(internet.since(mark).to(BLOCKED.v4).is_empty());
+    Ok(())
+}
+
 #[test]
 fn what_a_process_had_open_before_is_told() -> Result<()> {
     let internet = Internet::new()?;

@@ -74,7 +74,14 @@ impl Kernel {
             pinned?;
             fs::rename(&new, &path).map_err(|source| io_error(&new, source))?;
         }
-        users.iter().try_for_each(|&user| self.guard_user(user))
+        users.iter().try_for_each(|&user| self.guard_user(user))?;
+        // Their programs know none of this version's jobs, and would refuse them all.
+        let others = pins::others_guards().map_err(|error| io_error(&folder, error))?;
+        for other in others {
+            pins::discard(&other).map_err(|error| io_error(&other, error))?;
+            tracing::info!(path = %other.display(), "the guard of another version's agent is gone");
+        }
+        Ok(())
     }
 
     /// Refuses sockets of a user also by the ids that it has got since [`Kernel::guard`] was called.

@@ -156,6 +156,22 @@ pub(super) fn guard() -> Result<PathBuf, (PathBuf, io::Error)> {
     make(root().join("guard"))
 }
 
+/// The folders of such links that agents of other versions have left. What a running one keeps is not
+/// among them.
+pub(super) fn others_guards() -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for version in fs::read_dir(Path::new(BPFFS).join("jobfence"))? {
+        let version = version?.path();
+        let guard = version.join("guard");
+        let has_agent = File::open(version.join("maps"))
+            .is_ok_and(|maps| flock(&maps, FlockOperation::NonBlockingLockExclusive).is_err());
+        if version != root() && guard.is_dir() && !has_agent {
+            found.push(guard);
+        }
+    }
+    Ok(found)
+}
+
 fn make(folder: PathBuf) -> Result<PathBuf, (PathBuf, io::Error)> {
     fs::DirBuilder::new()
         .recursive(true)
