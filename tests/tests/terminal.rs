@@ -317,13 +317,26 @@ fn keys_reach_the_command() -> Result<()> {
 }
 
 /// Repeats each line, says when it is continued, and writes its process id to `pid`.
+///
+/// A signal that comes just before a read would be told after it: by the pipe, none is missed.
 const LINES: &str = r"
-import os, signal, sys
+import os, select, signal
 open('pid.new', 'w').write(str(os.getpid()))
 os.rename('pid.new', 'pid')
-signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'continued\n'))
+signals, wakeup = os.pipe()
+os.set_blocking(wakeup, False)
+signal.set_wakeup_fd(wakeup)
+signal.signal(signal.SIGCONT, lambda *_: None)
 os.write(1, b'ready\n')
-for line in sys.stdin: os.write(1, b'read ' + line.encode())
+while True:
+    if signals in select.select([0, signals], [], [])[0]:
+        os.read(signals, 99)
+        os.write(1, b'continued\n')
+        # In the background it reads what is not for it.
+        if os.tcgetpgrp(0) == os.getpgrp(): continue
+    line = os.read(0, 999)
+    if not line: break
+    os.write(1, b'read ' + line)
 ";
 
 /// Starts an interactive shell where there are [`LINES`] as `lines.py` and, as `./job`, `jobfence run` for `command`.

@@ -347,6 +347,8 @@ impl Common {
                 "only root can change what jobs are held to: run this with sudo"
             );
             tree.lock()?;
+            // Where nothing is left to do, nobody else would.
+            tree.clean(Path::new(record::RECORD), tree::Place::Host)?;
         }
         Ok(tree)
     }
