@@ -218,7 +218,7 @@ fn perform(command: JobCommand, socket: &Path, json: bool) -> Result<u8> {
             if json {
                 print_json(job)?;
             } else {
-                print(&render_jobs(std::slice::from_ref(job)))?;
+                print(&render_status(job))?;
             }
         }
         Answer::Jobs(jobs) if json => print_json(jobs)?,
@@ -369,6 +369,24 @@ fn render_jobs(jobs: &[JobStatus]) -> String {
     text
 }
 
+/// A job, and what it was refused.
+fn render_status(job: &JobStatus) -> String {
+    let mut text = render_jobs(std::slice::from_ref(job));
+    for refused in &job.refused {
+        let mark = if refused.violation { "✗" } else { "·" };
+        let mut lines = refused.lines().into_iter();
+        _ = writeln!(text, "  {mark} {}", lines.next().unwrap_or_default());
+        for line in lines {
+            _ = writeln!(text, "      {line}");
+        }
+    }
+    if job.refused_more > 0 {
+        _ = writeln!(text, "  … and {} more", job.refused_more);
+    }
+    _ = writeln!(text, "  log: {}", job.log);
+    text
+}
+
 /// A duration in its two largest units.
 fn age(age: Duration) -> String {
     let seconds = age.as_secs();
@@ -387,6 +405,8 @@ fn age(age: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jobfence_agent::control::protocol::Refused;
+
     use super::*;
 
     fn job(id: &str) -> JobStatus {
@@ -416,6 +436,33 @@ mod tests {
 ID               PHASE    EXIT  REFUSED  AGE  USER  REPOSITORY  STATE
 a                running  110   2        0s   1001  -           advisory
 u1001-long-name  running  110   2        0s   1001  -           advisory
+"
+        );
+    }
+
+    #[test]
+    fn a_status_tells_what_was_refused_and_why() {
+        let mut job = job("a");
+        job.refused = vec![Refused {
+            destination: "x.test".to_owned(),
+            reason: "name".to_owned(),
+            why: "no rule allows the name".to_owned(),
+            rule: None,
+            count: 2,
+            violation: true,
+            process: Some("curl https://x.test/ (pid 7) ← bash".to_owned()),
+            allow: Some("- host: x.test".to_owned()),
+        }];
+        job.refused_more = 3;
+        let text = render_status(&job);
+        let (_, rest) = text.split_once("advisory\n").expect("a table");
+        assert_eq!(
+            rest,
+            "  ✗ x.test — no rule allows the name, 2×
+      by curl https://x.test/ (pid 7) ← bash
+      to allow it: - host: x.test
+  … and 3 more
+  log: /var/log/jobfence/a.jsonl
 "
         );
     }

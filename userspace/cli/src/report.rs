@@ -13,7 +13,7 @@ use jobfence_agent::{
     audit::{
         event::{Event, Kind, ProcessInfo, Verdict},
         ledger::{Summary, Tally},
-        refused::{MOST, destination, lineage, suggestion},
+        refused::{MOST, destination, lineage, meaning, suggestion},
     },
     job::{State, run::Outcome},
 };
@@ -190,35 +190,6 @@ fn group(summary: &Summary, verdict: Verdict) -> Vec<Group<'_>> {
 fn address(event: &Event) -> Option<(IpAddr, u16)> {
     let dst = event.dst.as_ref()?;
     dst.ip.zip(dst.port)
-}
-
-/// What a reason means to someone who meets it for the first time.
-fn meaning(event: &Event) -> &str {
-    match &*event.reason {
-        "sni" | "host-header" => event.message.as_deref().unwrap_or("refused by its name"),
-        "name" => "no rule allows the name",
-        "denied" => "a deny rule refuses it",
-        "no-rule" => "no rule allows the address",
-        "port" => "allowed, but not on this port",
-        "protocol" => "allowed protocols are TCP and UDP to the ports of a rule",
-        "metadata" => "a cloud metadata service, which hands out credentials",
-        "loopback" => "a listener on this host that is not the job's",
-        "multicast" => "multicast; not counted as a violation",
-        "resolver-bypass" => "a DNS server other than the job's",
-        "fragment" => "an IP fragment, in which no port can be seen",
-        "extension-header" => "IP options or extension headers, which can reroute a packet",
-        "malformed" => "a malformed packet",
-        "raw-socket" => "a raw socket",
-        "mptcp" => "Multipath TCP; programs go on with TCP",
-        "inbound" => "an answer to a connection from outside the job",
-        "dns-type" => "a record type that jobfence does not look up",
-        "private-address" => "the name leads to a private address",
-        "audit-loss" => "more attempts than could be logged",
-        "limit" => "a limit of the job",
-        "family" => "a socket of a family that no build needs",
-        "closed" => "the job had no policy",
-        _ => "refused",
-    }
 }
 
 fn render(outcome: &Outcome, style: Style) -> String {

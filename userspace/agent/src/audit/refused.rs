@@ -20,6 +20,8 @@ pub struct Refused {
     pub destination: String,
     /// Why, as the word of the events.
     pub reason: String,
+    /// The same for people, in a few words.
+    pub why: String,
     /// The rule that refuses it, as `file:line`, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
@@ -33,6 +35,34 @@ pub struct Refused {
     /// The line of a policy that would allow it, if one can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<String>,
+}
+
+impl Refused {
+    /// What a person is told of it, a line each: what was refused and why, who tried, and what would
+    /// allow it. All of it is what the job has called things: whoever prints it where such texts mean
+    /// something escapes it.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let Self {
+            destination,
+            why,
+            rule,
+            count,
+            process,
+            allow,
+            ..
+        } = self;
+        let mut first = format!("{destination} — {why}");
+        if let Some(rule) = rule {
+            _ = write!(first, " ({rule})");
+        }
+        if *count != 1 {
+            _ = write!(first, ", {count}×");
+        }
+        let process = process.iter().map(|process| format!("by {process}"));
+        let allow = allow.iter().map(|line| format!("to allow it: {line}"));
+        [first].into_iter().chain(process).chain(allow).collect()
+    }
 }
 
 /// What was refused so far, kept up with each attempt: whoever asks costs the agent nothing that
@@ -61,6 +91,7 @@ impl Refusals {
             self.told.push(Refused {
                 destination: key.0.clone(),
                 reason: event.reason.to_string(),
+                why: meaning(event).to_owned(),
                 rule: event.rule.clone(),
                 count: event.count,
                 violation: event.violation,
@@ -134,6 +165,36 @@ pub fn destination(event: &Event) -> String {
         _ = write!(text, "/{proto}");
     }
     text
+}
+
+/// What a reason means to someone who meets it for the first time.
+#[must_use]
+pub fn meaning(event: &Event) -> &str {
+    match &*event.reason {
+        "sni" | "host-header" => event.message.as_deref().unwrap_or("refused by its name"),
+        "name" => "no rule allows the name",
+        "denied" => "a deny rule refuses it",
+        "no-rule" => "no rule allows the address",
+        "port" => "allowed, but not on this port",
+        "protocol" => "allowed protocols are TCP and UDP to the ports of a rule",
+        "metadata" => "a cloud metadata service, which hands out credentials",
+        "loopback" => "a listener on this host that is not the job's",
+        "multicast" => "multicast; not counted as a violation",
+        "resolver-bypass" => "a DNS server other than the job's",
+        "fragment" => "an IP fragment, in which no port can be seen",
+        "extension-header" => "IP options or extension headers, which can reroute a packet",
+        "malformed" => "a malformed packet",
+        "raw-socket" => "a raw socket",
+        "mptcp" => "Multipath TCP; programs go on with TCP",
+        "inbound" => "an answer to a connection from outside the job",
+        "dns-type" => "a record type that jobfence does not look up",
+        "private-address" => "the name leads to a private address",
+        "audit-loss" => "more attempts than could be logged",
+        "limit" => "a limit of the job",
+        "family" => "a socket of a family that no build needs",
+        "closed" => "the job had no policy",
+        _ => "refused",
+    }
 }
 
 /// The policy line that would allow an attempt; none where no rule can.

@@ -863,6 +863,7 @@ fn what_was_refused_is_told_by_destination_and_bounded() {
     let expected = Refused {
         destination: masked.clone(),
         reason: "name".to_owned(),
+        why: "no rule allows the name".to_owned(),
         rule: None,
         count: 4,
         violation: true,

@@ -19,7 +19,7 @@ use clap::Subcommand;
 use jobfence_agent::{
     control::{
         client::{ClientError, ask},
-        protocol::{Answer, Code, JobStatus, Labels, Nothing, Refused, Request, Start, Started},
+        protocol::{Answer, Code, JobStatus, Labels, Nothing, Request, Start, Started},
     },
     job::process::is_hidden,
 };
@@ -240,8 +240,6 @@ fn pre_exit(socket: &Path) -> Result<Told, BuildkiteError> {
 /// What the log is told of a job that ends.
 fn tell_end(status: &JobStatus) -> Told {
     let state = inert(&status.state);
-    let (violations, others): (Vec<_>, Vec<_>) =
-        status.refused.iter().partition(|refused| refused.violation);
     let mut text = match status.exit {
         0 => format!("~~~ jobfence: nothing was refused that counts · {state}\n"),
         VIOLATION => format!(
@@ -250,28 +248,20 @@ fn tell_end(status: &JobStatus) -> Told {
         ),
         _ => format!("+++ jobfence: the fence failed, so this job does · {state}\n"),
     };
-    for refused in violations {
+    for refused in &status.refused {
+        let mark = match refused.violation {
+            true => "✗",
+            false => "refused, not a violation:",
+        };
+        let mut lines = refused.lines().into_iter();
         _ = writeln!(
             text,
-            "  ✗ {} — {}{}",
-            inert(&refused.destination),
-            meaning(refused),
-            times(refused.count)
+            "  {mark} {}",
+            inert(&lines.next().unwrap_or_default())
         );
-        if let Some(process) = &refused.process {
-            _ = writeln!(text, "      by {}", inert(process));
+        for line in lines {
+            _ = writeln!(text, "      {}", inert(&line));
         }
-        if let Some(allow) = &refused.allow {
-            _ = writeln!(text, "      to allow it: {}", inert(allow));
-        }
-    }
-    for refused in others {
-        let (what, count) = (inert(&refused.destination), times(refused.count));
-        _ = writeln!(
-            text,
-            "  refused, not a violation: {what} — {}{count}",
-            meaning(refused)
-        );
     }
     if status.refused_more > 0 {
         _ = writeln!(text, "  … and {} more", status.refused_more);
@@ -291,20 +281,10 @@ fn note(status: &JobStatus) -> String {
         _ => format!("**jobfence**: {job} failed, since its fence did.\n\n"),
     };
     for refused in status.refused.iter().filter(|refused| refused.violation) {
-        _ = write!(
-            text,
-            "- {} ({}){}",
-            code(&refused.destination),
-            meaning(refused),
-            times(refused.count)
-        );
-        if let Some(process) = &refused.process {
-            _ = write!(text, " by {}", code(process));
+        for (index, line) in refused.lines().iter().enumerate() {
+            let bullet = if index == 0 { "-" } else { "  -" };
+            _ = writeln!(text, "{bullet} {}", code(line));
         }
-        if let Some(allow) = &refused.allow {
-            _ = write!(text, ", to allow it: {}", code(allow));
-        }
-        text.push('\n');
     }
     if status.refused_more > 0 {
         _ = writeln!(text, "- and {} more", status.refused_more);
@@ -335,21 +315,6 @@ fn annotate(note: &str) -> io::Result<()> {
     }
 }
 
-/// Why something was refused.
-fn meaning(refused: &Refused) -> String {
-    match &refused.rule {
-        Some(rule) => format!("{} ({})", inert(&refused.reason), inert(rule)),
-        None => inert(&refused.reason),
-    }
-}
-
-fn times(count: u64) -> String {
-    match count {
-        1 => String::new(),
-        count => format!(", {count}×"),
-    }
-}
-
 /// A text of the job's in a line of the log: it can neither begin a line nor command a terminal.
 fn inert(text: &str) -> String {
     text.replace(is_hidden, "\u{fffd}")
@@ -362,7 +327,7 @@ fn code(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jobfence_agent::control::protocol::Phase;
+    use jobfence_agent::control::protocol::{Phase, Refused};
 
     use super::*;
 
@@ -382,6 +347,7 @@ mod tests {
             refused: vec![Refused {
                 destination: destination.to_owned(),
                 reason: "name".to_owned(),
+                why: "no rule allows the name".to_owned(),
                 rule: None,
                 count: 2,
                 violation: exit == VIOLATION,
@@ -398,8 +364,8 @@ mod tests {
         assert_eq!(
             told.text,
             "+++ jobfence: refused, so this job fails (2 attempts) · enforcing\n  \
-             ✗ x.test — name, 2×\n      by curl https://x.test/ (pid 7) ← bash\n      \
-             to allow it: - host: x.test\n"
+             ✗ x.test — no rule allows the name, 2×\n      by curl https://x.test/ (pid 7) ← \
+             bash\n      to allow it: - host: x.test\n"
         );
         assert_eq!(told.code, FAILED);
     }

@@ -540,30 +540,9 @@ fn headline(status: &JobStatus) -> String {
     }
 }
 
-/// What is said of a refusal: why, by whom, and what would allow it.
+/// What is said of a refusal, a line each.
 fn describe(refused: &Refused) -> Vec<String> {
-    let Refused {
-        destination,
-        reason,
-        rule,
-        count,
-        violation: _,
-        process,
-        allow,
-    } = refused;
-    let rule = rule.as_ref().map(|rule| format!(" ({rule})"));
-    let times = if *count == 1 {
-        String::new()
-    } else {
-        format!(", {count}×")
-    };
-    let mut lines = vec![format!(
-        "{destination}: {reason}{}{times}",
-        rule.unwrap_or_default()
-    )];
-    lines.extend(process.as_ref().map(|process| format!("by {process}")));
-    lines.extend(allow.as_ref().map(|line| format!("to allow it: {line}")));
-    lines.into_iter().map(|line| shown(&line)).collect()
+    refused.lines().iter().map(|line| shown(line)).collect()
 }
 
 fn annotation(level: &str, refused: &Refused, is_audit: bool) -> String {
@@ -669,6 +648,7 @@ mod tests {
         Refused {
             destination: destination.to_owned(),
             reason: "name".to_owned(),
+            why: "no rule allows the name".to_owned(),
             rule: None,
             count: 2,
             violation: true,
@@ -708,9 +688,9 @@ mod tests {
             Told {
                 commands: "\
 ::group::jobfence: 1 destination refused · enforcing
-- a.test: name, 2× · by curl https://a.test/ ← sh x.sh · to allow it: - host: a.test
+- a.test — no rule allows the name, 2× · by curl https://a.test/ ← sh x.sh · to allow it: - host: a.test
 ::endgroup::
-::error title=jobfence%3A a.test refused::a.test: name, 2×%0Aby curl https://a.test/ ← sh x.sh%0Ato allow it: - host: a.test
+::error title=jobfence%3A a.test refused::a.test — no rule allows the name, 2×%0Aby curl https://a.test/ ← sh x.sh%0Ato allow it: - host: a.test
 "
                 .to_owned(),
                 code: 1,
@@ -723,7 +703,7 @@ mod tests {
 
 ````text
 1 destination refused · enforcing
-  ✗ a.test: name, 2×
+  ✗ a.test — no rule allows the name, 2×
       by curl https://a.test/ ← sh x.sh
       to allow it: - host: a.test
   log: /var/log/jobfence/a.jsonl
