@@ -175,7 +175,7 @@ pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
     1
 }
 
-/// As `obscure_zero` of [`crate::packet`].
+/// As [`obscure_zero`](crate::header::obscure_zero).
 #[inline(always)]
 unsafe fn obscure_zero(ctx: *const bpf_sock_addr) -> u32 {
     // SAFETY: the caller's context.

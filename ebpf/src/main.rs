@@ -6,6 +6,7 @@
 //! - [`lsm`]: the same for families that the hook for that does not see
 //! - [`connect`]: the destination that a process names, and the way to the job's resolver
 //! - [`packet`]: the destination that a packet really has, which is what counts
+//! - [`header`]: how it is read
 //! - [`payload`]: the name that a connection's payload gives
 //! - [`upload`]: how much a job sends
 //! - [`guard`]: sockets outside every job
@@ -21,6 +22,7 @@
 
 mod connect;
 mod guard;
+mod header;
 mod lsm;
 mod maps;
 mod packet;

@@ -21,8 +21,8 @@ use jobfence_abi::{
 };
 
 use crate::{
+    header::{Header, load},
     maps::{NAMES, STREAMS},
-    packet::{Header, load},
     report::{Attempt, Counter, Origin, Recorded, count, record_name},
 };
 

@@ -14,8 +14,8 @@ use jobfence_abi::{
 };
 
 use crate::{
+    header::Header,
     maps::{COUNTERS, EVENTS},
-    packet::Header,
 };
 
 /// An attempt that has been decided.

@@ -8,8 +8,8 @@ use aya_ebpf::{helpers::generated::bpf_sk_fullsock, programs::SkBuffContext};
 use jobfence_abi::{Hook, Reason, UploadKey};
 
 use crate::{
+    header::{Header, read},
     maps::{SOCKETS, UPLOADS, job},
-    packet::{Header, read},
     report::{Attempt, Origin, increment_by, record_new},
 };
 

@@ -194,6 +194,9 @@ impl Problem {
     }
 }
 
+/// Largest policy file, in bytes. A rule takes some thirty; this is for tens of thousands.
+pub const MAX_BYTES: usize = 1 << 20;
+
 /// A policy file's name and text: what turns a [`Problem`] into an [`Error`].
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -207,6 +210,37 @@ impl Source {
             file: file.into(),
             text,
         }
+    }
+
+    /// The text of a policy file. A byte order mark is no part of it.
+    ///
+    /// # Errors
+    /// When it is too long, or not UTF-8.
+    pub(crate) fn read(file: &str, bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > MAX_BYTES {
+            let size = bytes.len();
+            return Err(Self::new(file, String::new()).error(
+                Fault::new(format!(
+                    "the policy has {size} bytes, at most {MAX_BYTES} are read"
+                ))
+                .hint("wildcards and networks make long lists short")
+                .at(Pos::START),
+            ));
+        }
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let text = str::from_utf8(bytes).map_err(|error| {
+            let (good, bad) = bytes.split_at(error.valid_up_to());
+            let at = Pos::START.after(&String::from_utf8_lossy(good));
+            Self::new(file, String::from_utf8_lossy(bytes).into_owned()).error(
+                Fault::new(format!(
+                    "byte 0x{:02x} is not UTF-8",
+                    bad.first().copied().unwrap_or_default()
+                ))
+                .hint("save the file as UTF-8")
+                .at(at),
+            )
+        })?;
+        Ok(Self::new(file, text.to_owned()))
     }
 
     pub(crate) fn text(&self) -> &str {

@@ -10,7 +10,7 @@ use time::Date;
 
 use crate::error::{At, Fault, Pos, Problem, Source, is_deceptive, nearest, quote};
 use crate::limits::{self, Settings};
-use crate::policy::{Mode, OnViolation};
+use crate::mode::{Mode, OnViolation};
 use crate::ports;
 use crate::presets::{Preset, Presets};
 use crate::target::{self, Layer, Rule, Target};

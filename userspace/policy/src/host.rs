@@ -19,7 +19,7 @@ use crate::file;
 use crate::intersect::{Cause, Clipped, Common, MAX_PAIRS};
 use crate::job::{Job, Parts};
 use crate::limits::Limits;
-use crate::policy::{Mode, OnViolation, source};
+use crate::mode::{Mode, OnViolation};
 use crate::presets::{Presets, Rules};
 use crate::target::{Layer, Rule};
 
@@ -59,7 +59,7 @@ impl HostPolicy {
     ///
     /// The first thing in the file that is wrong, with its place.
     pub fn parse(file: &str, bytes: &[u8], presets: &Presets) -> Result<Self, Error> {
-        let source = source(file, bytes)?;
+        let source = Source::read(file, bytes)?;
         let read = file::read_host(&source, presets);
         let read = read.map_err(|problem| source.error(problem))?;
         let mut ceiling = Rules::default();

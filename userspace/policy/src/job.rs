@@ -20,8 +20,8 @@ use crate::error::{Error, Fault, Pos, Source};
 use crate::index::Index;
 use crate::intersect::Clipped;
 use crate::limits::Limits;
+use crate::mode::{Mode, OnViolation};
 use crate::name::{HostPattern, Name};
-use crate::policy::{Mode, OnViolation};
 use crate::ports;
 use crate::target::{Rule, Target, is_metadata};
 

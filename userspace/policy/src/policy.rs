@@ -10,57 +10,11 @@ use crate::limits::Limits;
 use crate::presets::{Presets, Rules};
 use crate::target::Layer;
 
-/// Largest policy file, in bytes. A rule takes some thirty; this is for tens of thousands.
-pub const MAX_BYTES: usize = 1 << 20;
-
 /// The job that is meant when none is named.
 const DEFAULT: &str = "default";
 
 /// Most jobs of a circle that a message lists.
 const LISTED: usize = 12;
-
-/// What the fence does with an attempt that no rule allows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// It is refused and recorded.
-    #[default]
-    Enforce,
-    /// It is let through and recorded.
-    Audit,
-}
-
-impl Mode {
-    /// The one that lets less through.
-    pub(crate) fn stricter(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Audit, Self::Audit) => Self::Audit,
-            _ => Self::Enforce,
-        }
-    }
-}
-
-/// What a violation does to the job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnViolation {
-    /// The job fails at its end.
-    #[default]
-    Fail,
-    /// The job is ended at once.
-    Kill,
-    /// The job goes on and does not fail for it.
-    Warn,
-}
-
-impl OnViolation {
-    /// The one that does more to the job.
-    pub(crate) fn stricter(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Kill, _) | (_, Self::Kill) => Self::Kill,
-            (Self::Fail, _) | (_, Self::Fail) => Self::Fail,
-            (Self::Warn, Self::Warn) => Self::Warn,
-        }
-    }
-}
 
 /// A parsed policy file, all of it checked.
 #[derive(Debug)]
@@ -88,7 +42,7 @@ impl Policy {
     ///
     /// The first thing in the file that is wrong, with its place.
     pub fn parse_with(file: &str, bytes: &[u8], presets: &Presets) -> Result<Self, Error> {
-        let source = source(file, bytes)?;
+        let source = Source::read(file, bytes)?;
         match file::read(&source, presets).and_then(|file| Ok((parents(&file.jobs)?, file))) {
             Ok((parents, file)) => Ok(Self {
                 source: Arc::new(source),
@@ -158,34 +112,6 @@ impl Policy {
         }
         .at(self.file.jobs_at)
     }
-}
-
-/// The text of a file.
-pub(crate) fn source(file: &str, bytes: &[u8]) -> Result<Source, Error> {
-    if bytes.len() > MAX_BYTES {
-        let size = bytes.len();
-        return Err(Source::new(file, String::new()).error(
-            Fault::new(format!(
-                "the policy has {size} bytes, at most {MAX_BYTES} are read"
-            ))
-            .hint("wildcards and networks make long lists short")
-            .at(Pos::START),
-        ));
-    }
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let text = str::from_utf8(bytes).map_err(|error| {
-        let (good, bad) = bytes.split_at(error.valid_up_to());
-        let at = Pos::START.after(&String::from_utf8_lossy(good));
-        Source::new(file, String::from_utf8_lossy(bytes).into_owned()).error(
-            Fault::new(format!(
-                "byte 0x{:02x} is not UTF-8",
-                bad.first().copied().unwrap_or_default()
-            ))
-            .hint("save the file as UTF-8")
-            .at(at),
-        )
-    })?;
-    Ok(Source::new(file, text.to_owned()))
 }
 
 /// Resolves `extends`: the parent of each job, without circles.

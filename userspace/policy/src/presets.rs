@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, Fault, Pos, Source, listed, nearest, quote};
 use crate::file::{self, Item};
-use crate::policy::source;
 use crate::target::{Layer, Rule};
 
 /// The presets that come with jobfence: name, file, content.
@@ -57,7 +56,7 @@ impl Presets {
     /// The first thing in the file that is wrong, with its place; or that `name` has characters
     /// other than letters, digits, hyphens and underscores.
     pub fn insert(&mut self, name: &str, file: &str, bytes: &[u8]) -> Result<(), Error> {
-        let source = source(file, bytes)?;
+        let source = Source::read(file, bytes)?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if name.is_empty() || !name.chars().all(is_plain) {
             let fault = Fault::new(format!("{} is no name for a preset", quote(name)))

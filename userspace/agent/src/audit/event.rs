@@ -9,6 +9,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::job::{Layers, State};
 
+/// What the message of a job's last line is.
+pub(super) const FINISHED: &str = "finished";
+
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {

@@ -15,9 +15,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{
-    event::{self, Event, JobName, Kind, LineHash},
+    event::{self, Event, FINISHED, JobName, Kind, LineHash},
     ledger::{Ledger, MAX_FLOWS, Summary},
-    recorder::FINISHED,
 };
 use crate::job::process::is_hidden;
 

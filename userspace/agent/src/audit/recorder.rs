@@ -12,7 +12,9 @@ use jobfence_policy::{AddrRule, Cause, Clipped, Job, Location, Mode, Name, Rule}
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    event::{Destination, Event, JobName, Kind, LineHash, ProcessInfo, Question, Verdict},
+    event::{
+        Destination, Event, FINISHED, JobName, Kind, LineHash, ProcessInfo, Question, Verdict,
+    },
     history::{Chain, Fault as LineFault},
     ledger::{self, FlowKey, Ledger, Mark, Summary, UNCOUNTED, protocol},
     log::{Log, LogError},
@@ -26,9 +28,6 @@ use crate::{
     },
     names::{self, DnsEvent, Table, Transport},
 };
-
-/// What a job's last line says.
-pub(super) const FINISHED: &str = "finished";
 
 /// Lines that one [`Recorder::flush`] writes at most.
 const MAX_FLUSH: usize = 64;
