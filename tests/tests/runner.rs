@@ -1,6 +1,6 @@
 //! `jobfence job start --runner`: a runner's own fence, and the jobs that begin in it.
 
-use std::fs;
+use std::{fs, os::unix::fs::chown};
 
 use anyhow::{Context as _, Result};
 use jobfence_agent::job::cgroup;
@@ -310,7 +310,7 @@ fn a_fence_inside_a_runners_is_no_way_out_of_both() -> Result<()> {
     let id = own_id(&internet, 0, "job")?;
     let (status, said) = shell.run(&agent.line(&format!("start --id {id} --pid $$"))?)?;
     assert_eq!(status, 1, "{said}");
-    assert!(said.contains("inside the job inner"), "{said}");
+    assert!(said.contains("a fence that is not this agent's"), "{said}");
     Ok(())
 }
 
@@ -473,5 +473,40 @@ fn a_guarded_runner_works_in_its_fence_and_in_jobs_and_nowhere_else() -> Result<
             .filter(|event| event["reason"] == "outside-job");
         assert!(outside.count() > 0, "{id}: {events:#?}");
     }
+    Ok(())
+}
+
+/// Whoever has a cgroup of its own, as systemd gives each user one, can name folders in it.
+#[test]
+fn a_cgroup_with_the_name_of_a_job_makes_nobody_a_part_of_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = agent(&internet, USER, "")?;
+    let runner = Shell::of_user(&internet, "root")?;
+    let id = agent.fence_runner(&runner, "runner", RUNNER)?;
+
+    let mut shell = Shell::new(&internet)?;
+    let folder = cgroup::outermost()?.join(format!("delegated-{id}"));
+    fs::create_dir(&folder)?;
+    for name in ["", "cgroup.procs"] {
+        chown(folder.join(name), Some(65_534), None)?;
+    }
+    fs::write(folder.join("cgroup.procs"), shell.pid().to_string())?;
+    let inner = folder.join(format!("jobfence-{id}"));
+    let inner = inner.display();
+    let (status, said) = shell.run(&format!("mkdir {inner} && echo $$ >{inner}/cgroup.procs"))?;
+    assert_eq!(status, 0, "{said}");
+
+    let nothing = internet.dir().join("nothing.yml");
+    fs::write(&nothing, "version: 1\njobs: {default: {}}\n")?;
+    let narrow = format!("narrow --policy {}", nothing.display());
+    for arguments in ["status", &format!("status {id}"), &narrow] {
+        let (status, said) = shell.run(&agent.line(arguments)?)?;
+        assert_eq!(status, 1, "{arguments}: {said}");
+    }
+    drop(shell);
+    eventually("the attacker's cgroup can go", || {
+        fs::remove_dir(folder.join(format!("jobfence-{id}"))).is_ok()
+    });
+    fs::remove_dir(&folder)?;
     Ok(())
 }

@@ -78,6 +78,10 @@ pub enum Within {
     Job(String),
     /// A runner, by its id: jobs begin in it.
     Runner(String),
+    /// By the name of a cgroup a job, and none of this agent's: of a `jobfence run`, or of another
+    /// version's agent. Nothing leaves it either. Anybody with a cgroup of their own can give such a
+    /// name to one in it, so the name says nothing.
+    Another,
 }
 
 /// How long a caller may take for its request, and to take the answer.
@@ -255,6 +259,8 @@ enum Caller {
         /// The user: also root is one as any other here.
         uid: u32,
     },
+    /// A process of the user inside what seems to be a fence, and is none of this agent's.
+    Another(u32),
     /// Root, or a member of the group.
     Trusted,
     /// Another user.
@@ -274,7 +280,7 @@ impl Caller {
     /// How many connections it may have, and how many all callers of its kind together.
     fn limits(&self) -> (usize, usize) {
         match self {
-            Self::Inside(_) => (8, 64),
+            Self::Inside(_) | Self::Another(_) => (8, 64),
             Self::Trusted => (64, 64),
             Self::Runner { .. } | Self::User(_) => (16, 64),
         }
@@ -447,6 +453,7 @@ impl<J: Jobs> Server<J> {
             match within {
                 Within::Job(job) => Caller::Inside(job),
                 Within::Runner(fence) => Caller::Runner { fence, uid },
+                Within::Another => Caller::Another(uid),
             }
         } else if uid == 0 || self.group.is_some_and(|gid| peer.is_in(gid)) {
             Caller::Trusted
@@ -458,6 +465,13 @@ impl<J: Jobs> Server<J> {
     async fn answer(&self, peer: &Peer, request: Request) -> Result<Reply, Refusal> {
         let caller = self.caller(peer).map_err(forbidden)?;
         let answer = match (request, &caller) {
+            (_, Caller::Another(_)) => {
+                return Err(Refusal::new(
+                    Code::Forbidden,
+                    "this process is in a fence that is not this agent's, as that of `jobfence run` \
+                     is: it is told nothing, and changes nothing",
+                ));
+            }
             (Request::Narrow(policy), Caller::Inside(job)) => {
                 self.jobs.narrow(job, policy).await?;
                 Answer::Narrowed(Nothing {})
@@ -605,6 +619,7 @@ impl<J: Jobs> Server<J> {
 fn sees(caller: &Caller, job: &JobStatus) -> bool {
     match caller {
         Caller::Inside(id) => *id == job.id,
+        Caller::Another(_) => false,
         Caller::Trusted => true,
         Caller::User(uid) => *uid == job.owner,
         // Not what root has started elsewhere, if it is root.

@@ -708,7 +708,8 @@ impl Host {
             let id = job.id.clone();
             return Some(match job.parts().record.is_runner {
                 // A `jobfence run` in the fence of a runner has one of its own there.
-                true => named(below).map_or(Within::Runner(id), Within::Job),
+                true if is_named(below) => Within::Another,
+                true => Within::Runner(id),
                 false => Within::Job(id),
             });
         }
@@ -716,18 +717,16 @@ impl Host {
         if let Some(left) = leaving.find(|left| cgroup.starts_with(left.cgroup.path())) {
             return Some(Within::Job(left.id.clone()));
         }
-        // Of a `jobfence run`, or of another version's agent: fenced all the same. Only root makes
-        // cgroups of that name in cgroups of root's.
-        named(cgroup).map(Within::Job)
+        is_named(cgroup).then_some(Within::Another)
     }
 }
 
-/// The outermost fence by the name of a cgroup.
-fn named(cgroup: &Path) -> Option<String> {
+/// Whether a cgroup is by its name, or by that of one above, a job's.
+fn is_named(cgroup: &Path) -> bool {
     let mut names = cgroup.iter().filter_map(|name| name.to_str());
     // No id has a dot, and units of a service manager have one.
-    names.find_map(|name| {
-        let id = name.strip_prefix(JOB_CGROUP)?;
-        (!id.contains('.')).then(|| id.to_owned())
+    names.any(|name| {
+        let id = name.strip_prefix(JOB_CGROUP);
+        id.is_some_and(|id| !id.contains('.'))
     })
 }
