@@ -546,3 +546,54 @@ fn an_upgrade_of_the_agent_leaves_jobs_and_their_logs_whole() -> Result<()> {
     assert!(refused("blocked.test") && !refused("git.test"));
     Ok(())
 }
+
+/// A job runs as a user who may have got hold of a policy's file.
+#[test]
+fn a_policy_that_others_than_root_can_change_counts_for_nobody() -> Result<()> {
+    let internet = Internet::new()?;
+    let policies = internet.dir().join("policies");
+    let file = policies.join("group/project.yml");
+    fs::create_dir_all(policies.join("group"))?;
+    fs::write(&file, policy("git.test"))?;
+    let config = format!("policies: {}\nrunners: [nobody]\n", policies.display());
+    let agent = Agent::start(&internet, &config)?;
+    let not_roots = "can be changed by others than root";
+    for (number, path) in [&policies, &policies.join("group"), &file]
+        .into_iter()
+        .enumerate()
+    {
+        let mode = path.metadata()?.permissions().mode();
+        let name = |what: &str| format!("{what}{number}");
+        chown(path, Some(65_534), None)?;
+        closed(
+            &agent,
+            &internet,
+            &name("owner"),
+            "--repo group/project",
+            not_roots,
+        )?;
+        chown(path, Some(0), None)?;
+        fs::set_permissions(path, Permissions::from_mode(mode | 0o020))?;
+        closed(
+            &agent,
+            &internet,
+            &name("mode"),
+            "--repo group/project",
+            not_roots,
+        )?;
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    let mut shell = Shell::new(&internet)?;
+    let id = own_id(&internet, "again")?;
+    let (status, said) = start(&agent, &mut shell, &id, "--repo group/project")?;
+    assert_eq!(status, 0, "{said}");
+    reaches(&mut shell, &internet, &["git.test"])?;
+    fs::rename(&policies, internet.dir().join("elsewhere"))?;
+    closed(
+        &agent,
+        &internet,
+        "none",
+        "--repo group/project",
+        "could not look at",
+    )
+}

@@ -383,6 +383,9 @@ fn render_status(job: &JobStatus) -> String {
     if job.refused_more > 0 {
         _ = writeln!(text, "  … and {} more", job.refused_more);
     }
+    if let Some(policy) = &job.policy {
+        _ = writeln!(text, "  policy: {policy}");
+    }
     _ = writeln!(text, "  log: {}", job.log);
     text
 }
@@ -413,6 +416,7 @@ mod tests {
         JobStatus {
             id: id.to_owned(),
             job: "default".to_owned(),
+            policy: Some("/etc/jobfence/policies/a.yml".to_owned()),
             labels: Labels::default(),
             state: "advisory(it can be root)".to_owned(),
             phase: Phase::Running,
@@ -462,6 +466,7 @@ u1001-long-name  running  110   2        0s   1001  -           advisory
       by curl https://x.test/ (pid 7) ← bash
       to allow it: - host: x.test
   … and 3 more
+  policy: /etc/jobfence/policies/a.yml
   log: /var/log/jobfence/a.jsonl
 "
         );

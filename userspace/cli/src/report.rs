@@ -237,6 +237,9 @@ pub(crate) fn render_summary(summary: &Summary, style: Style) -> String {
         }
     }
     rest(&mut text, excused.len());
+    if let (Some(policy), false) = (&summary.policy, refused.is_empty()) {
+        _ = writeln!(text, "  policy: {policy}");
+    }
     for group in allowed.iter().take(MOST) {
         let rule = group.first.rule.as_deref().unwrap_or("-");
         let what = destination(group.first);

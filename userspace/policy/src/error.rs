@@ -243,6 +243,11 @@ impl Source {
         Ok(Self::new(file, text.to_owned()))
     }
 
+    /// Its name.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

@@ -116,6 +116,12 @@ impl Job {
         }
     }
 
+    /// The name of the file that its own rules are in: where what is missing could be added.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        self.sources.first().map_or("", |source| source.file())
+    }
+
     /// What the policy says of `name`. The cost is a look-up for each of its labels, whatever
     /// the number of rules.
     ///

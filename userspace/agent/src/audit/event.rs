@@ -62,6 +62,9 @@ pub struct Event {
     /// What holds the job, on the line of its start.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub layers: Option<Layers>,
+    /// The file that the job's own rules are in, in a job's first line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Free text: for [`Kind::Job`] and [`Kind::Loss`], and what is wrong with a refused
     /// connection for [`Kind::Tls`] and [`Kind::Http`].
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -378,6 +378,7 @@ impl History {
             ended: None,
             summary: Summary {
                 state: event.state.clone(),
+                policy: event.policy.clone(),
                 tallies: Vec::new(),
                 violations: 0,
             },

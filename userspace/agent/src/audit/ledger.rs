@@ -68,6 +68,9 @@ pub struct Summary {
     /// What the fence was worth.
     #[serde(serialize_with = "event::display")]
     pub state: State,
+    /// The file that the job's own rules are in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Every attempt, the first of each kind with a count, in the order in which they came.
     #[serde(rename = "attempts")]
     pub tallies: Vec<Tally>,

@@ -184,6 +184,7 @@ impl Recorder {
     pub fn summary(&self) -> Summary {
         Summary {
             state: self.state.clone(),
+            policy: Some(self.policy.file().to_owned()),
             tallies: self.ledger.tallies().to_vec(),
             violations: self.violations(),
         }
@@ -203,6 +204,7 @@ impl Recorder {
     pub fn started(&mut self, layers: Layers) -> Result<(), LogError> {
         self.write(Event {
             layers: Some(layers),
+            policy: Some(self.policy.file().to_owned()),
             ..self.of_job("started")
         })
         .map(drop)
@@ -496,6 +498,7 @@ impl Recorder {
         }
         Ok(Summary {
             state: self.state.clone(),
+            policy: Some(self.policy.file().to_owned()),
             violations: self.violations(),
             tallies: self.ledger.take_tallies(),
         })
@@ -568,6 +571,7 @@ impl Recorder {
             bytes: None,
             count: 1,
             layers: None,
+            policy: None,
             message: None,
             epoch: None,
             prev: None,

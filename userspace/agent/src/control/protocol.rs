@@ -377,6 +377,9 @@ pub struct JobStatus {
     pub id: String,
     /// The job of the policy.
     pub job: String,
+    /// The file that its own rules are in: of the host, or of its repository with the ref.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// What the CI system calls it.
     pub labels: Labels,
     /// What its fence is worth, or was.

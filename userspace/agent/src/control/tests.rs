@@ -309,6 +309,7 @@ fn job(id: &str, owner: u32) -> JobStatus {
     JobStatus {
         id: id.to_owned(),
         job: "default".to_owned(),
+        policy: None,
         labels: Labels::default(),
         state: "enforcing".to_owned(),
         phase: Phase::Running,

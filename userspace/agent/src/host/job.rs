@@ -221,6 +221,7 @@ impl Job {
         JobStatus {
             id: self.id.clone(),
             job: parts.policy.name.clone(),
+            policy: Some(parts.policy.file().to_owned()),
             labels: parts.record.labels.clone(),
             state,
             phase,
@@ -236,11 +237,15 @@ impl Job {
     }
 }
 
-/// Whether a process can trace any other of its user, and not what it has started alone (the kernel's
-/// Documentation/admin-guide/LSM/Yama.rst).
-fn is_traceable() -> bool {
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    !scope.is_ok_and(|scope| ["1", "2", "3"].contains(&scope.trim()))
+/// Why a process can trace any other of its user, and not what it has started alone (the kernel's
+/// Documentation/admin-guide/LSM/Yama.rst); none where it cannot. `scope` is
+/// `/proc/sys/kernel/yama/ptrace_scope`, if it could be read.
+fn traceable(scope: Option<&str>) -> Option<&'static str> {
+    match scope.map(str::trim) {
+        Some("1" | "2" | "3") => None,
+        Some(_) => Some("kernel.yama.ptrace_scope is 0"),
+        None => Some("there is no kernel.yama.ptrace_scope (boot with `yama` in `lsm=`)"),
+    }
 }
 
 /// What a process that is moved into a job can do there.
@@ -297,12 +302,11 @@ impl Means {
                         .to_owned(),
                 );
             }
-            if is_traceable() {
-                reasons.push(
-                    "the job can take over its user's processes outside, such as the runner: \
-                     kernel.yama.ptrace_scope is 0"
-                        .to_owned(),
-                );
+            let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
+            if let Some(why) = traceable(scope.as_deref()) {
+                reasons.push(format!(
+                    "the job can take over its user's processes outside, such as the runner: {why}"
+                ));
             }
         }
         if !lsm {

@@ -91,7 +91,7 @@ fn unwritten(error: serde_json::Error) -> PolicyError {
 
 /// A policy that allows nothing.
 pub(super) fn nothing() -> Job {
-    Policy::parse("no policy", b"version: 1\njobs: {default: {}}\n")
+    Policy::parse("none on this host", b"version: 1\njobs: {default: {}}\n")
         .and_then(|policy| policy.job(None))
         .expect("a valid policy")
 }
@@ -155,16 +155,29 @@ pub(super) fn presets(folder: &Path) -> Result<Vec<(String, PolicyText)>, Policy
     Ok(presets)
 }
 
-/// Reads a file of the host.
+/// Reads a file of the host, which only root can change.
 pub(super) fn read(path: &Path) -> Result<PolicyText, PolicyError> {
-    let file = path.to_string_lossy().into_owned();
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(PolicyText { file, text }),
-        Err(source) => Err(PolicyError::Read {
+    match read_below(path.parent().unwrap_or(path), path)? {
+        Some(policy) => Ok(policy),
+        None => Err(PolicyError::Read {
             path: path.to_owned(),
-            source,
+            source: io::ErrorKind::NotFound.into(),
         }),
     }
+}
+
+/// Reads a file that is in the folder `top`, or below it, if it is there. Only root can change it, and
+/// what leads to it from there.
+fn read_below(top: &Path, path: &Path) -> Result<Option<PolicyText>, PolicyError> {
+    if !trusted::check_below(top, path)? {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(|source| PolicyError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let file = path.to_string_lossy().into_owned();
+    Ok(Some(PolicyText { file, text }))
 }
 
 /// What the host knows as the policy of a repository, at the branch `base` if that counts: what stands
@@ -178,12 +191,7 @@ pub(super) fn of_repository(
 ) -> Result<Option<PolicyText>, PolicyError> {
     let in_folder = |name: &str| match &config.policies {
         None => Ok(None),
-        Some(folder) => match read(&folder.join(format!("{name}.yml"))) {
-            Err(PolicyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            found => found.map(Some),
-        },
+        Some(folder) => read_below(folder, &folder.join(format!("{name}.yml"))),
     };
     if let Some(repository) = repository.filter(|name| is_plain(name, b"._-")) {
         if let Some(policy) = in_folder(repository)? {

@@ -706,6 +706,7 @@ impl Host {
             status: JobStatus {
                 id: id.to_owned(),
                 job: String::new(),
+                policy: None,
                 labels: Labels::default(),
                 state: State::Failed(error.to_string()).to_string(),
                 phase: Phase::Finished,
@@ -758,6 +759,7 @@ impl Host {
                 report: format!("jobfence: the job was ended: {error}\n"),
                 status: JobStatus {
                     job: record.sources.job.clone().unwrap_or_default(),
+                    policy: None,
                     labels: record.labels.clone(),
                     state: State::Failed(error.to_string()).to_string(),
                     phase: Phase::Finished,

@@ -45,7 +45,7 @@ const NONE: i32 = 3;
 /// Where children look for programs.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Why a repository's own policy cannot be had.
+/// Why a policy that the host trusts cannot be had.
 #[derive(Debug, Error)]
 pub enum TrustedError {
     /// Others could change what is trusted.
@@ -397,26 +397,29 @@ fn is_ready(fd: impl std::os::fd::AsFd, deadline: Instant) -> io::Result<bool> {
 /// Checks that what git reads is root's; false when there is no such mirror. git does not look at the
 /// owner of a repository that it is given by its path.
 fn check_mirror(mirrors: &Path, mirror: &Path) -> Result<bool, TrustedError> {
-    let mut folder = mirrors.to_owned();
-    let below = mirror.strip_prefix(mirrors).unwrap_or(Path::new(""));
-    for part in [Path::new("")]
-        .into_iter()
-        .chain(below.iter().map(Path::new))
-    {
-        folder.push(part);
-        match fs::metadata(&folder) {
-            // The folder of all mirrors must be there.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && folder != mirrors.join("") => {
-                return Ok(false);
-            }
-            meta => check_owner(&folder, &meta.map_err(failed("look at", &folder))?)?,
-        }
+    if !check_below(mirrors, mirror)? {
+        return Ok(false);
     }
     for part in ["HEAD", "config", "objects", "refs", "packed-refs"] {
         let path = mirror.join(part);
         match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             meta => check_owner(&path, &meta.map_err(failed("look at", &path))?)?,
+        }
+    }
+    Ok(true)
+}
+
+/// Checks that only root can change the folder `top`, and what leads from there to `path`; false when
+/// that is not there. The folder must be.
+pub(super) fn check_below(top: &Path, path: &Path) -> Result<bool, TrustedError> {
+    let mut part = top.to_owned();
+    check_owner(top, &fs::metadata(top).map_err(failed("look at", top))?)?;
+    for name in path.strip_prefix(top).unwrap_or(Path::new("")) {
+        part.push(name);
+        match fs::metadata(&part) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            meta => check_owner(&part, &meta.map_err(failed("look at", &part))?)?,
         }
     }
     Ok(true)

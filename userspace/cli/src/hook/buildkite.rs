@@ -266,6 +266,9 @@ fn tell_end(status: &JobStatus) -> Told {
     if status.refused_more > 0 {
         _ = writeln!(text, "  … and {} more", status.refused_more);
     }
+    if let (Some(policy), false) = (&status.policy, status.refused.is_empty()) {
+        _ = writeln!(text, "  policy: {}", inert(policy));
+    }
     let code = if status.exit == 0 { 0 } else { FAILED };
     Told { text, code }
 }
@@ -288,6 +291,9 @@ fn note(status: &JobStatus) -> String {
     }
     if status.refused_more > 0 {
         _ = writeln!(text, "- and {} more", status.refused_more);
+    }
+    if let Some(policy) = &status.policy {
+        _ = writeln!(text, "- policy: {}", code(policy));
     }
     text
 }
@@ -335,6 +341,7 @@ mod tests {
         JobStatus {
             id: "u1001-buildkite-7-j-1-2".to_owned(),
             job: "default".to_owned(),
+            policy: Some("/etc/jobfence/policies/a.yml".to_owned()),
             labels: Labels::default(),
             state: "enforcing".to_owned(),
             phase: Phase::Running,
@@ -365,7 +372,7 @@ mod tests {
             told.text,
             "+++ jobfence: refused, so this job fails (2 attempts) · enforcing\n  \
              ✗ x.test — no rule allows the name, 2×\n      by curl https://x.test/ (pid 7) ← \
-             bash\n      to allow it: - host: x.test\n"
+             bash\n      to allow it: - host: x.test\n  policy: /etc/jobfence/policies/a.yml\n"
         );
         assert_eq!(told.code, FAILED);
     }

@@ -488,6 +488,9 @@ fn tell_end(status: &JobStatus) -> Told {
     for refused in &status.refused {
         _ = writeln!(commands, "- {}", inert(&describe(refused).join(" · ")));
     }
+    if let (Some(policy), false) = (&status.policy, status.refused.is_empty()) {
+        _ = writeln!(commands, "- policy: {}", inert(policy));
+    }
     commands += "::endgroup::\n";
     if code != 0 && status.exit != VIOLATION {
         let cause = match word {
@@ -509,7 +512,7 @@ fn tell_end(status: &JobStatus) -> Told {
     let all = refused.len() as u64 + status.refused_more;
     let room = if all > MOST as u64 { MOST - 1 } else { MOST };
     for refused in refused.iter().take(room) {
-        commands += &annotation(level, refused, is_audit);
+        commands += &annotation(level, refused, status.policy.as_deref(), is_audit);
     }
     let more = all - refused.len().min(room) as u64;
     if more > 0 {
@@ -545,7 +548,7 @@ fn describe(refused: &Refused) -> Vec<String> {
     refused.lines().iter().map(|line| shown(line)).collect()
 }
 
-fn annotation(level: &str, refused: &Refused, is_audit: bool) -> String {
+fn annotation(level: &str, refused: &Refused, policy: Option<&str>, is_audit: bool) -> String {
     let verb = if is_audit {
         "would be refused"
     } else {
@@ -557,7 +560,9 @@ fn annotation(level: &str, refused: &Refused, is_audit: bool) -> String {
     if let Some((file, line)) = place {
         properties.extend([("file", file), ("line", line)]);
     }
-    command(level, &properties, &describe(refused).join("\n"))
+    let mut lines = describe(refused);
+    lines.extend(policy.map(|policy| format!("policy: {}", shown(policy))));
+    command(level, &properties, &lines.join("\n"))
 }
 
 /// The file and the line of a rule, if it is in a file of the repository.
@@ -588,6 +593,9 @@ fn summary(status: &JobStatus) -> String {
     }
     if status.refused_more > 0 {
         _ = writeln!(text, "  … and {} more", status.refused_more);
+    }
+    if let Some(policy) = &status.policy {
+        _ = writeln!(text, "  policy: {}", shown(policy));
     }
     _ = writeln!(text, "  log: {}\n{FENCE}", shown(&status.log));
     text
@@ -661,6 +669,7 @@ mod tests {
         JobStatus {
             id: "u1001-github-7-1-build-6-5".to_owned(),
             job: "default".to_owned(),
+            policy: Some("/etc/jobfence/policies/a.yml".to_owned()),
             labels: Labels::default(),
             state: state.to_owned(),
             phase: Phase::Running,
@@ -689,8 +698,9 @@ mod tests {
                 commands: "\
 ::group::jobfence: 1 destination refused · enforcing
 - a.test — no rule allows the name, 2× · by curl https://a.test/ ← sh x.sh · to allow it: - host: a.test
+- policy: /etc/jobfence/policies/a.yml
 ::endgroup::
-::error title=jobfence%3A a.test refused::a.test — no rule allows the name, 2×%0Aby curl https://a.test/ ← sh x.sh%0Ato allow it: - host: a.test
+::error title=jobfence%3A a.test refused::a.test — no rule allows the name, 2×%0Aby curl https://a.test/ ← sh x.sh%0Ato allow it: - host: a.test%0Apolicy: /etc/jobfence/policies/a.yml
 "
                 .to_owned(),
                 code: 1,
@@ -706,6 +716,7 @@ mod tests {
   ✗ a.test — no rule allows the name, 2×
       by curl https://a.test/ ← sh x.sh
       to allow it: - host: a.test
+  policy: /etc/jobfence/policies/a.yml
   log: /var/log/jobfence/a.jsonl
 ````
 "

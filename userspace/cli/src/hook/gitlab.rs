@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use jobfence_agent::{
     control::{
         client::{ClientError, ask},
-        protocol::{Answer, Code, JobId, Labels, Nothing, Phase, PolicyText, Refusal, Request},
+        protocol::{Answer, Code, JobId, JobStatus, Labels, Nothing, Phase, PolicyText, Refusal, Request},
     },
     job::{
         delegate,
@@ -247,11 +247,11 @@ impl Driver {
                 return Ok(End::SystemFailure);
             }
             if stage == "prepare" {
-                let state = &outcome.finished.status.state;
+                let JobStatus { state, policy, .. } = &outcome.finished.status;
+                let policy = policy.as_deref().unwrap_or("none");
                 report::emit(&format!(
-                    "jobfence: each stage runs in a fence as {}, with this host's policy for {} \
-                     ({state})\n",
-                    self.user, job.project
+                    "jobfence: each stage of {} runs in a fence as {} ({state}), policy: {policy}\n",
+                    job.project, self.user
                 ));
             }
         }
