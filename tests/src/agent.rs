@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, ErrorKind, Write as _},
+    io::{self, BufRead as _, BufReader, ErrorKind, Write as _},
     os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -300,13 +300,24 @@ impl Drop for Agent<'_> {
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
             let deadline = Instant::now() + Duration::from_secs(2);
             // As long as one of its processes has not gone yet.
-            while fs::remove_dir(&cgroup).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+            while remove(&cgroup).is_err_and(|error| error.kind() != ErrorKind::NotFound)
                 && Instant::now() < deadline
             {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
+}
+
+/// Removes a cgroup, and those that its job has made below it.
+fn remove(cgroup: &Path) -> io::Result<()> {
+    for below in fs::read_dir(cgroup)? {
+        let below = below?;
+        if below.file_type()?.is_dir() {
+            remove(&below.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 /// A shell on the job side that runs what it is told, as CI runners do.

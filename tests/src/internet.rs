@@ -30,6 +30,7 @@ use crate::{
     dns::{Data, Zone},
     run::wait,
     servers::{Servers, World},
+    systemd,
     tls::Authority,
     wire::{Arrivals, INTERFACE, Mark, NET_MAC, Wire},
 };
@@ -120,7 +121,10 @@ impl Internet {
         });
 
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        let job = Named::new(format!("{name}-job"))?;
+        let job = match systemd::is_here() {
+            true => Named::of_first_process(format!("{name}-job"))?,
+            false => Named::new(format!("{name}-job"))?,
+        };
         let net = Named::new(format!("{name}-net"))?;
         // The recorder counts from the first frame, so it opens before there is a cable.
         let wire = match recorded {
@@ -278,11 +282,15 @@ impl Internet {
             .expect("an unrecorded internet knows nothing of arrivals")
     }
 
-    /// Kills every process that is on one of the two sides and waits for its end.
+    /// Kills every process that is on one of the two sides and waits for its end. Not on the job
+    /// side where that is the machine's own.
     fn end_processes(&self) -> Result<()> {
         let identity = |namespace: Metadata| (namespace.dev(), namespace.ino());
         let of = |fd: &OwnedFd| anyhow::Ok(identity(File::from(fd.try_clone()?).metadata()?));
-        let ours = [of(&self.job)?, of(&self.net)?];
+        let mut ours = vec![of(&self.net)?];
+        if !systemd::is_here() {
+            ours.push(of(&self.job)?);
+        }
         for entry in fs::read_dir("/proc")? {
             let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else {
                 continue;
@@ -337,6 +345,12 @@ struct Named {
 impl Named {
     fn new(name: String) -> Result<Self> {
         ip(&["netns", "add", &name], "")?;
+        Ok(Self { name })
+    }
+
+    /// Gives the namespace of the machine's first process a name.
+    fn of_first_process(name: String) -> Result<Self> {
+        ip(&["netns", "attach", &name, "1"], "")?;
         Ok(Self { name })
     }
 

@@ -36,5 +36,5 @@ pub use fence::{Expect, Fence, Fenced, binary, denied, denied_name, pins};
 pub use host::{Cgroup, Foreign, mounted};
 pub use internet::Internet;
 pub use run::{Output, eventually, run, slowness};
-pub use systemd::Machine;
+pub use systemd::{Machine, root_file_system};
 pub use wire::{Arrival, Arrivals, Mark, Protocol};

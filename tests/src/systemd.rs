@@ -1,13 +1,18 @@
 //! A Debian with systemd as its first process, on the job side of a private internet.
 //!
 //! A container of `systemd-nspawn` with a root file system that mmdebstrap makes once, in
-//! `target/systemd`, of this machine's own release and from its own mirror. Each [`Machine`] has a
-//! layer of its own above it and leaves nothing behind. It sees the unified cgroup hierarchy as
-//! current distributions have it, whatever this machine's is, and a bpf file system of its own.
+//! `target/systemd`, from this machine's own mirror and, unless another is asked for, of its own
+//! release. Each [`Machine`] has a layer of its own above it and leaves nothing behind. It sees the
+//! unified cgroup hierarchy as current distributions have it, whatever this machine's is, and a bpf
+//! file system of its own.
+//!
+//! In the virtual machines of `cargo xtask vm --systemd`, which have the same root file system, a
+//! [`Machine`] is the one that the tests run on.
 //!
 //! Needs `mmdebstrap` and `systemd-nspawn`.
 
 use std::{
+    env,
     fs::{self, File},
     io,
     os::{
@@ -26,12 +31,12 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::{Cgroup, Internet, Output, Shell, binary, run, run::wait, slowness};
+use crate::{Cgroup, Internet, Output, Shell, binary, eventually, run, run::wait, slowness};
 
-/// Where the root file system is kept.
+/// Where root file systems are kept, each in a folder with the name of its release.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/systemd");
 
 /// Where the units are that jobfence ships.
@@ -39,7 +44,7 @@ const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../userspace/cli/syste
 
 /// What it has beyond Debian's essential packages.
 const PACKAGES: &str = "systemd-sysv,dbus,libpam-systemd,cron,at,curl,ca-certificates,iproute2,\
-                        procps,python3-minimal,sudo";
+                        kmod,procps,python3-minimal,sudo";
 
 /// How it differs from what the packages make: a runner's user, and nothing at a console.
 const CUSTOMS: [&str; 2] = [
@@ -84,12 +89,28 @@ ExecStart=/usr/bin/mount -t bpf bpf /sys/fs/bpf
 /// A running Debian with systemd. Commands in it reach the private internet, and nothing else.
 ///
 /// It has the user `ci` (1001) beside Debian's own, and this jobfence as `/usr/bin/jobfence` with its
-/// units, not started. It is killed on drop.
+/// units, not started. A container is killed on drop.
 pub struct Machine<'a> {
     internet: &'a Internet,
-    folder: PathBuf,
-    /// The container's process 1, as seen from here.
+    /// Its process 1, as seen from here.
     first: u32,
+    /// The root of its cgroups, as seen from here.
+    cgroups: PathBuf,
+    /// `None` where it is the machine that the tests run on.
+    container: Option<Container>,
+}
+
+/// Whether the tests run on a machine that [`Machine`] is to be, and of which nothing is needed
+/// afterwards: its network becomes the job side of an [`Internet`], packages are installed.
+/// `cargo xtask vm --systemd` says so by a variable.
+pub(crate) fn is_here() -> bool {
+    env::var_os("JOBFENCE_TEST_HOST").is_some_and(|host| host == "systemd")
+}
+
+struct Container {
+    /// What it has below its own layer.
+    root: PathBuf,
+    folder: PathBuf,
     nspawn: Child,
     _reaper: Reaper,
     /// Goes last: what is left in it is killed.
@@ -112,6 +133,35 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// As [`boot`](Self::boot).
     pub fn boot_bare(internet: &'a Internet) -> Result<Self> {
+        match is_here() {
+            true => Self::here(internet),
+            false => Self::boot_root(internet, root_file_system(None)?),
+        }
+    }
+
+    /// As [`boot_bare`](Self::boot_bare), with Debian's release `release`, in a container.
+    ///
+    /// # Errors
+    /// As [`boot`](Self::boot).
+    pub fn boot_release(internet: &'a Internet, release: &str) -> Result<Self> {
+        Self::boot_root(internet, root_file_system(Some(release))?)
+    }
+
+    /// The machine that this is.
+    fn here(internet: &'a Internet) -> Result<Self> {
+        prepare(Path::new("/"), internet)?;
+        let machine = Self {
+            internet,
+            first: 1,
+            cgroups: "/sys/fs/cgroup".into(),
+            container: None,
+        };
+        // It reads its configuration.
+        machine.ok("systemctl daemon-reexec")?;
+        Ok(machine)
+    }
+
+    fn boot_root(internet: &'a Internet, root: PathBuf) -> Result<Self> {
         let folder = internet.dir().join("machine");
         for name in ["upper", "work", "root"] {
             fs::create_dir_all(folder.join(name))?;
@@ -120,16 +170,21 @@ impl<'a> Machine<'a> {
         // A program may be another user's.
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))?;
         prepare(&upper, internet)?;
+        mount_bpffs(&upper)?;
         let cgroup = Cgroup::new()?;
         let reaper = Reaper::start(&cgroup)?;
-        let (nspawn, first) = launch(internet, &folder, &cgroup)?;
+        let (nspawn, first) = launch(internet, &root, &folder, &cgroup)?;
         Ok(Self {
             internet,
-            folder,
             first,
-            nspawn,
-            _reaper: reaper,
-            cgroup,
+            cgroups: cgroup.path().join("payload"),
+            container: Some(Container {
+                root,
+                folder,
+                nspawn,
+                _reaper: reaper,
+                cgroup,
+            }),
         })
     }
 
@@ -149,24 +204,29 @@ impl<'a> Machine<'a> {
     /// Boots it again, as its own `systemctl reboot` does. Files stay, in `/run` none.
     ///
     /// # Errors
-    /// When it does not come back in time.
+    /// When it does not come back in time, or the tests would go down with it.
     pub fn reboot(&mut self) -> Result<()> {
+        let mut reboot = self.enter("systemctl");
+        let Some(Container {
+            root,
+            folder,
+            nspawn,
+            cgroup,
+            ..
+        }) = &mut self.container
+        else {
+            bail!("the tests run on this machine");
+        };
         // Whoever asks is gone before the answer is there.
-        run(self.enter("systemctl").arg("reboot"), DEADLINE)?;
+        run(reboot.arg("reboot"), DEADLINE)?;
         // Without a unit that could be started again, the container only ends.
-        let pidfd = pidfd_open(Pid::from_child(&self.nspawn), PidfdFlags::empty())?;
+        let pidfd = pidfd_open(Pid::from_child(nspawn), PidfdFlags::empty())?;
         let in_time = wait(&pidfd, DEADLINE * slowness())?;
-        ensure!(in_time, "it does not go down: {}", self.console());
-        let status = self.nspawn.wait()?;
+        ensure!(in_time, "it does not go down: {}", console(folder));
+        let status = nspawn.wait()?;
         ensure!(status.code() == Some(REBOOT), "{status}");
-        (self.nspawn, self.first) = launch(self.internet, &self.folder, &self.cgroup)?;
+        (*nspawn, self.first) = launch(self.internet, root, folder, cgroup)?;
         Ok(())
-    }
-
-    /// What it has written to its console.
-    #[must_use]
-    pub fn console(&self) -> String {
-        console(&self.folder)
     }
 
     /// Where the file `path` of it is for this side.
@@ -225,7 +285,7 @@ impl<'a> Machine<'a> {
     /// A command in the unit `unit` of the system slice, which systemd does not learn of.
     #[must_use]
     pub fn command_in(&self, unit: &str, program: &str) -> Command {
-        let unit = self.cgroup.path().join("payload/system.slice").join(unit);
+        let unit = self.cgroups.join("system.slice").join(unit);
         let mut command = Command::new("sh");
         command
             .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
@@ -242,11 +302,16 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// What `work` fails with.
     pub fn while_systemd_hangs<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let first = i32::try_from(self.first).ok().and_then(Pid::from_raw);
-        let first = first.context("no first process")?;
-        kill_process(first, Signal::STOP)?;
+        // Not by a signal: a first process takes none from within its machine.
+        let scope = self.cgroups.join("init.scope");
+        let freeze = scope.join("cgroup.freeze");
+        fs::write(&freeze, "1")?;
+        eventually("systemd is stopped", || {
+            fs::read_to_string(scope.join("cgroup.events"))
+                .is_ok_and(|text| text.contains("frozen 1"))
+        });
         let done = work();
-        kill_process(first, Signal::CONT)?;
+        fs::write(freeze, "0")?;
         done
     }
 
@@ -313,7 +378,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-impl Drop for Machine<'_> {
+impl Drop for Container {
     fn drop(&mut self) {
         // What it leaves is killed with its cgroup.
         let killed = self.nspawn.kill().and_then(|()| self.nspawn.wait());
@@ -354,8 +419,12 @@ impl Drop for Reaper {
 
 /// Starts the container, and waits until it has booted. Returns its first process too, as seen from
 /// here.
-fn launch(internet: &Internet, folder: &Path, cgroup: &Cgroup) -> Result<(Child, u32)> {
-    let lower = root().context("cannot make a root file system")?;
+fn launch(
+    internet: &Internet,
+    root: &Path,
+    folder: &Path,
+    cgroup: &Cgroup,
+) -> Result<(Child, u32)> {
     let path = folder.join("notify");
     let notify = UnixDatagram::bind(&path)?;
     notify.set_read_timeout(Some(DEADLINE * slowness()))?;
@@ -368,7 +437,7 @@ fn launch(internet: &Internet, folder: &Path, cgroup: &Cgroup) -> Result<(Child,
         .args(words)
         .args(["unshare", "--mount", "--propagation", "private"])
         .args(["sh", "-ec", BOOT])
-        .arg(lower)
+        .arg(root)
         .arg(folder)
         .arg(internet.job_side())
         .env("NOTIFY_SOCKET", &path)
@@ -409,9 +478,9 @@ fn console(folder: &Path) -> String {
     fs::read_to_string(folder.join("console")).unwrap_or_default()
 }
 
-/// What is special about one machine.
-fn prepare(upper: &Path, internet: &Internet) -> Result<()> {
-    let etc = upper.join("etc");
+/// What is special about one machine, below `root`.
+fn prepare(root: &Path, internet: &Internet) -> Result<()> {
+    let etc = root.join("etc");
     for name in ["resolv.conf", "hosts", "nsswitch.conf", "ca.pem"] {
         let text = fs::read_to_string(internet.dir().join(name))?;
         write(&etc.join(name), &text)?;
@@ -421,7 +490,11 @@ fn prepare(upper: &Path, internet: &Internet) -> Result<()> {
         let file = format!("systemd/{manager}.conf.d/tests.conf");
         write(&etc.join(file), environment)?;
     }
-    let units = etc.join("systemd/system");
+    Ok(())
+}
+
+fn mount_bpffs(root: &Path) -> Result<()> {
+    let units = root.join("etc/systemd/system");
     write(&units.join("bpffs.service"), BPFFS)?;
     fs::create_dir_all(units.join("sysinit.target.wants"))?;
     let wanted = units.join("sysinit.target.wants/bpffs.service");
@@ -435,20 +508,27 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The root file system, which is made if there is none of the same packages.
-fn root() -> Result<PathBuf> {
-    let kept = Path::new(KEPT);
-    fs::create_dir_all(kept)?;
+/// The root file system of a machine with Debian's release `release`, this machine's own without
+/// one. It is made if there is none of the same packages.
+///
+/// # Errors
+/// When mmdebstrap fails, or this is not Debian.
+pub fn root_file_system(release: Option<&str>) -> Result<PathBuf> {
+    let mut sources = sources()?;
+    let own = codename(&sources)?.to_owned();
+    let release = release.unwrap_or(&own);
+    sources = sources.replace(&own, release);
+    let kept = Path::new(KEPT).join(release);
+    fs::create_dir_all(&kept)?;
     let lock = File::create(kept.join("lock"))?;
     // Tests run in several processes.
     flock(lock.as_fd(), FlockOperation::LockExclusive)?;
-    let sources = sources()?;
     let made_of = format!("{sources}{PACKAGES}\n{}\n", CUSTOMS.join("\n"));
     let (root, note) = (kept.join("root"), kept.join("made-of"));
     if fs::read_to_string(&note).is_ok_and(|text| text == made_of) {
         return Ok(root);
     }
-    eprintln!("making the root file system of test containers");
+    eprintln!("making the root file system of test machines with Debian {release}");
     for old in [&root, &kept.join("new")] {
         match fs::remove_dir_all(old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => bail!("{error}"),
@@ -462,7 +542,7 @@ fn root() -> Result<PathBuf> {
         .args(["--variant=minbase", "--mode=root"])
         .arg(format!("--include={PACKAGES}"))
         .args(CUSTOMS.map(|custom| format!("--customize-hook={custom}")))
-        .args([codename(&sources)?, &kept.join("new").to_string_lossy()])
+        .args([release, &kept.join("new").to_string_lossy()])
         .arg(&list);
     let made = run(&mut mmdebstrap, MAKING)?;
     ensure!(made.status.success(), "mmdebstrap failed: {made:#?}");

@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::Result;
-use jobfence_tests::{Agent, Cgroup, Fence, Internet, Shell, addresses::BLOCKED, eventually, run};
+use jobfence_tests::{
+    Agent, Cgroup, Fence, Internet, Shell, addresses::BLOCKED, binary, eventually, run,
+};
 use serde_json::Value;
 
 /// The default job may reach `allowed.test` on the web ports.
@@ -624,5 +626,84 @@ fn a_collector_gets_every_line_of_a_log() -> Result<()> {
         "{}",
         agent.said()
     );
+    Ok(())
+}
+
+#[test]
+fn a_secret_is_nowhere_in_what_is_told_of_a_job() -> Result<()> {
+    const SECRETS: [&str; 7] = [
+        "correct-horse-1",
+        "hunter22",
+        "aBcDeF0123",
+        "npm_zzzz",
+        "swordfish1",
+        "opensesame",
+        "A1b2C3d4E5f6G7h8I9j0A1b2C3d4E5f6G7h8",
+    ];
+    let internet = Internet::new()?;
+    let agent = Agent::start(&internet, "")?;
+    let mut command = internet.command("setpriv");
+    command
+        .args(["--reuid", "nobody", "--regid", "nogroup"])
+        .args(["--clear-groups", "sh"])
+        .env("DEPLOY_TOKEN", "Correct-Horse-1");
+    let mut shell = Shell::of(command)?;
+    let id = agent.fence(&shell, "secrets", POLICY)?;
+    let host = BLOCKED.v4;
+    for line in [
+        format!("curl -sS -m 5 --data token=npm_zzzz -u user:hunter22 http://{host}/"),
+        format!("curl -sS -m 5 -H 'Authorization: Bearer aBcDeF0123' http://{host}:81/"),
+        format!(
+            "sh -c 'curl -sS -m 5 \"http://a:opensesame@{host}:82/?password=swordfish1\"; true'"
+        ),
+        format!("curl -sS -m 5 http://{host}:83/ghp_A1b2C3d4E5f6G7h8I9j0A1b2C3d4E5f6G7h8"),
+        "curl -sS -m 5 http://Correct-Horse-1.x.test/".to_owned(),
+    ] {
+        shell.run(&line)?;
+    }
+    let mut told = Vec::new();
+    for arguments in [
+        &["status", &id, "--json"][..],
+        &["status", &id],
+        &["list", "--json"],
+    ] {
+        let output = agent.job(arguments)?;
+        told.push(("status", output.stdout + &output.stderr));
+    }
+    let (code, output) = agent.finish(&id)?;
+    assert_eq!(code, Some(110), "{output:?}");
+    told.push(("finish", output.stdout + &output.stderr));
+    told.push(("the agent's diagnostics", agent.said()));
+    let log = agent.log_path(&id);
+    told.push(("the log", fs::read_to_string(&log)?));
+    for format in ["text", "json"] {
+        let mut report = internet.command(&binary()?.to_string_lossy());
+        report.arg("report").arg(&log).args(["--format", format]);
+        let output = run(&mut report, Duration::from_secs(30))?;
+        assert!(output.stdout.contains("***"), "{format}: {output:?}");
+        told.push((format, output.stdout + &output.stderr));
+    }
+    for (what, text) in &told {
+        for secret in SECRETS {
+            let found = text.to_lowercase().contains(&secret.to_lowercase());
+            assert!(!found, "{secret} is in {what}: {text}");
+        }
+    }
+    let log = &told
+        .iter()
+        .find(|(what, _)| *what == "the log")
+        .expect("it")
+        .1;
+    for shown in [
+        "--data 'token=***' -u 'user:***' http://",
+        "Authorization: Bearer ***",
+        "a:***@",
+        "?password=***",
+        "/ghp_***",
+        "\"***.x.test\"",
+        "http://***.x.test/",
+    ] {
+        assert!(log.contains(shown), "{shown} is not in the log: {log}");
+    }
     Ok(())
 }

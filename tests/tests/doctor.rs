@@ -4,13 +4,13 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use jobfence_tests::{Cgroup, Foreign, Output, binary, mounted, run};
+use jobfence_tests::{Agent, Cgroup, Foreign, Internet, Output, binary, mounted, run};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The checks, in their order. Scripts use these names.
-const IDS: [&str; 23] = [
+const IDS: [&str; 24] = [
     "root",
     "capabilities",
     "kernel",
@@ -21,6 +21,7 @@ const IDS: [&str; 23] = [
     "user-namespaces",
     "dns",
     "user",
+    "guard",
     "trial",
     "jit",
     "unprivileged-bpf",
@@ -54,7 +55,10 @@ struct Said {
 impl Said {
     /// Of jobs of `user`.
     fn of(through: &[&str], user: &str) -> Result<Self> {
-        let output = doctor(through, &["--json", "--user", user])?;
+        Self::read(doctor(through, &["--json", "--user", user])?)
+    }
+
+    fn read(output: Output) -> Result<Self> {
         let report = serde_json::from_str(&output.stdout)
             .with_context(|| format!("not JSON: {output:#?}"))?;
         Ok(Self { report, output })
@@ -172,9 +176,7 @@ fn without_root_it_cannot_and_says_what_it_could_not_check() -> Result<()> {
     command.args(words).arg(&copy).args(["doctor", "--json"]);
     let output = run(&mut command, DEADLINE);
     fs::remove_dir_all(&dir)?;
-    let output = output?;
-    let report = serde_json::from_str(&output.stdout).with_context(|| format!("{output:#?}"))?;
-    let said = Said { report, output };
+    let said = Said::read(output?)?;
     said.assert_state("cannot");
     said.assert_check("root", "cannot", &["sudo jobfence doctor"]);
     for id in [
@@ -298,6 +300,107 @@ fn a_program_that_overturns_refusals_is_found_by_trying() -> Result<()> {
     said.assert_check("co-attached", "note", &["sock_create"]);
     said.assert_check("trial", "cannot", &["the fence does not hold"]);
     assert!(cgroup.jobs().is_empty(), "left: {:?}", cgroup.jobs());
+    Ok(())
+}
+
+/// Held to jobs on the whole host while a test runs, so a user of no other test.
+const GUARDED: &str = "uucp";
+
+/// `jobfence` on the job side of `internet`, in `cgroup`, to its end.
+fn beside(internet: &Internet, cgroup: &Cgroup, arguments: &[&str]) -> Result<Output> {
+    let [shell, enter @ ..] = cgroup.enter();
+    let mut command = internet.command(shell);
+    command.args(enter).arg(binary()?).args(arguments);
+    run(&mut command, DEADLINE)
+}
+
+#[test]
+fn a_user_that_is_held_to_jobs_is_judged_as_a_job_of_the_agent() -> Result<()> {
+    let internet = Internet::new()?;
+    let cgroup = Cgroup::new()?;
+    let socket = internet.dir().join("agent/agent.sock");
+    let socket = socket.to_str().context("a path in UTF-8")?;
+    let doctor = |cgroup: &Cgroup, user: &str| {
+        let options = ["doctor", "--json", "--user", user, "--agent", socket];
+        Said::read(beside(&internet, cgroup, &options)?)
+    };
+    let free = doctor(&cgroup, GUARDED)?;
+    free.assert_state("enforcing");
+    free.assert_check("guard", "ok", &[GUARDED, "outside jobs"]);
+
+    let mut agent = Agent::start(&internet, &format!("guard: {{users: [{GUARDED}]}}\n"))?;
+    let held = doctor(&cgroup, GUARDED)?;
+    held.assert_state("enforcing");
+    held.assert_check("guard", "ok", &["only in jobs of the agent"]);
+    held.assert_check("trial", "ok", &["a job of the agent"]);
+    // Its programs are no others'.
+    let others = |said: &Said| said.check("co-attached")["status"].to_string();
+    assert_eq!(others(&held), others(&free), "{held:#?}");
+    let logs = || -> Result<Vec<_>> {
+        let logs = fs::read_dir(agent.folder().join("logs"))?;
+        logs.map(|log| Ok(log?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    };
+    let kept = logs()?;
+    assert!(
+        matches!(kept.as_slice(), [log] if log.starts_with("doctor-")),
+        "{kept:?}"
+    );
+    let other = doctor(&cgroup, "nobody")?;
+    other.assert_state("enforcing");
+    other.assert_check("guard", "ok", &["nobody may have sockets outside jobs"]);
+    assert_eq!(
+        logs()?,
+        kept,
+        "a trial of whom nothing holds is the agent's"
+    );
+
+    let overturned = Cgroup::new()?;
+    overturned.attach(&Foreign::OVERTURNING)?;
+    let said = doctor(&overturned, GUARDED)?;
+    said.assert_state("cannot");
+    said.assert_check("guard", "ok", &[]);
+    said.assert_check("trial", "cannot", &["the fence does not hold"]);
+    said.assert_check("co-attached", "note", &["sock_create"]);
+
+    agent.kill()?;
+    let said = doctor(&cgroup, GUARDED)?;
+    said.assert_state("cannot");
+    let start = "systemctl start jobfence-agent";
+    said.assert_check("guard", "cannot", &["no agent", socket, start]);
+    said.assert_check("trial", "unknown", &[]);
+    doctor(&cgroup, "nobody")?.assert_state("enforcing");
+
+    agent.restart()?;
+    doctor(&cgroup, GUARDED)?.assert_state("enforcing");
+
+    // Which is what a job without the agent would come to, also while that runs.
+    let policy = internet.dir().join("none.yml");
+    fs::write(&policy, "version: 1\njobs: {default: {}}\n")?;
+    let policy = policy.to_str().context("a path in UTF-8")?;
+    for (agent, code) in [(socket, 0), ("none", 111)] {
+        let options = ["run", "--policy", policy, "--user", GUARDED];
+        let run = [&options, &["--agent", agent, "--", "true"][..]].concat();
+        let output = beside(&internet, &cgroup, &run)?;
+        assert_eq!(output.status.code(), Some(code), "{output:#?}");
+        let names_it = output.stderr.contains("`guard` in agent.yml");
+        assert_eq!(names_it, code == 111, "{output:#?}");
+    }
+    for cgroup in [cgroup, overturned] {
+        assert!(cgroup.jobs().is_empty(), "left: {:?}", cgroup.jobs());
+    }
+    Ok(())
+}
+
+#[test]
+fn in_a_container_nothing_of_the_kernel_is_asked_for() -> Result<()> {
+    let container = ["unshare", "--pid", "--fork", "--mount-proc"];
+    for more in [&["--net"][..], &[]] {
+        let said = Said::of(&[&container, more].concat(), "nobody")?;
+        said.assert_check("process-events", "note", &["container", "on the host"]);
+        let text = said.check("process-events").to_string();
+        assert!(!text.contains("CONFIG_PROC_EVENTS"), "{text}");
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use jobfence_agent::job::cgroup;
 use jobfence_tests::{
     Agent, Internet, Output, Shell,
     addresses::{ALLOWED, BLOCKED, DNS},
@@ -931,4 +932,53 @@ fn nothing_is_left_of_many_jobs_one_after_the_other() -> Result<()> {
         now <= before
     });
     Ok(())
+}
+
+#[test]
+fn what_another_version_has_left_goes_when_its_job_is_over_and_not_before() -> Result<()> {
+    const LEFT: &str =
+        "ls /sys/fs/bpf/jobfence/v0/agent 2>/dev/null || ls -d /sys/fs/bpf/jobfence/v0";
+    let internet = Internet::new()?;
+    let mut agent = Agent::start(&internet, "")?;
+    let sh = |script: &str| run(internet.command("sh").args(["-c", script]), DEADLINE);
+    let left = || sh(LEFT).map_or_else(|error| error.to_string(), |output| output.stdout);
+    let mut jobs = Vec::new();
+    for name in ["living", "over", "removed"] {
+        let mut shell = Shell::new(&internet)?;
+        arrives(&internet, &mut shell)?;
+        let id = agent.fence(&shell, name, POLICY)?;
+        let cgroup = cgroup::of(shell.pid()).context("a cgroup")?;
+        jobs.push((shell, id, cgroup));
+    }
+    agent.kill()?;
+    let (_, _, removed) = jobs.pop().context("the last")?;
+    let (_, _, over) = jobs.pop().context("one more")?;
+    let (mut living, lives, _) = jobs.pop().context("the first")?;
+    // As the agent of an older version would have left it on a host that has a newer one.
+    fs::remove_dir(&removed)?;
+    let version = jobfence_abi::VERSION;
+    let moved = sh(&format!(
+        "cd /sys/fs/bpf/jobfence && mv v{version} v0 && ls v0/agent | wc -l"
+    ))?;
+    assert_eq!(moved.stdout, "3\n", "{moved:?}");
+    fs::remove_dir_all(agent.folder().join("state"))?;
+
+    agent.restart()?;
+    eventually("what is over is gone", || left() == format!("{lives}\n"));
+    assert!(!over.exists(), "with its cgroup");
+    let mark = internet.mark();
+    assert_eq!(python(&internet, &mut living, ATTEMPT)?, "refused");
+    assert!(internet.since(mark).to(BLOCKED.v4).is_empty());
+
+    // So does a run without an agent.
+    drop(living);
+    let policy = internet.dir().join("run.yml");
+    fs::write(&policy, POLICY)?;
+    let policy = policy.to_string_lossy();
+    eventually("nothing is left of the version", || {
+        jobfence(&internet, &["run", "--policy", &policy, "--", "true"])
+            .is_ok_and(|output| output.status.success())
+            && left().is_empty()
+    });
+    nothing_is_left(&internet, &agent)
 }

@@ -597,3 +597,38 @@ fn a_policy_that_others_than_root_can_change_counts_for_nobody() -> Result<()> {
         "could not look at",
     )
 }
+
+/// A CI system that every job may reach can still tell what is wrong.
+#[test]
+fn a_policy_that_cannot_be_used_leaves_a_job_what_every_job_may_reach() -> Result<()> {
+    let internet = Internet::new()?;
+    let policies = internet.dir().join("policies");
+    fs::create_dir(&policies)?;
+    fs::write(policies.join("default.yml"), "version: 1\nallow: all\n")?;
+    let host = internet.dir().join("host.yml");
+    fs::write(
+        &host,
+        "version: 1\nbaseline: [{host: git.test}, {host: pkg.test}]\ndeny: [{host: pkg.test}]\n",
+    )?;
+    let config = format!(
+        "policies: {}\nhost_policy: {}\n",
+        policies.display(),
+        host.display()
+    );
+    let mut agent = Agent::start(&internet, &config)?;
+    let mut shell = Shell::new(&internet)?;
+    let id = own_id(&internet, "job")?;
+    let (status, said) = start(&agent, &mut shell, &id, "")?;
+    assert_eq!(status, 112, "{said}");
+    assert!(said.contains("default.yml:2:1: "), "{said}");
+    assert!(
+        said.contains("only what this host's baseline allows"),
+        "{said}"
+    );
+    reaches(&mut shell, &internet, &["git.test"])?;
+    agent.kill()?;
+    agent.restart()?;
+    reaches(&mut shell, &internet, &["git.test"])?;
+    assert_eq!(agent.finish(&id)?.0, Some(111));
+    Ok(())
+}

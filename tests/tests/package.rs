@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use jobfence_tests::{Internet, Machine, Shell, binary, eventually, run};
+use jobfence_tests::{Internet, Machine, Shell, binary, eventually, run, slowness};
 use serde_json::Value;
 
 /// The default job may reach `allowed.test`.
@@ -21,8 +21,8 @@ version: 1
 jobs: {default: {allow: [{host: allowed.test}]}}
 ";
 
-const ALLOWED: &str = "curl -sS -m 5 -o /dev/null https://allowed.test/";
-const REFUSED: &str = "curl -sS -m 5 -o /dev/null https://blocked.test/";
+const ALLOWED: &str = "https://allowed.test/";
+const REFUSED: &str = "https://blocked.test/";
 /// What curl(1) exits with when a name cannot be resolved.
 const NO_NAME: i32 = 6;
 
@@ -47,6 +47,11 @@ fn package() -> Result<PathBuf> {
     ensure!(output.status.success(), "{output:#?}");
     let name = format!("jobfence_{}_amd64.deb", env!("CARGO_PKG_VERSION"));
     Ok(workspace.join("target/dist").join(name).canonicalize()?)
+}
+
+/// A command that fetches `url`.
+fn curl(url: &str) -> String {
+    format!("curl -sS -m {} -o /dev/null {url}", 5 * slowness())
 }
 
 /// Runs a script on this side that must not fail, with `words` as `$0`, `$1`, …
@@ -165,6 +170,65 @@ fn every_command_has_a_manual_page_and_completions() -> Result<()> {
     Ok(())
 }
 
+/// Where the links of a Markdown document lead, as they stand in it.
+fn links(document: &str) -> impl Iterator<Item = &str> {
+    let ends = document.split("](").skip(1);
+    ends.filter_map(|rest| rest.split(')').next())
+}
+
+/// The anchors that the headings of a document have where it is shown as a page: small letters, digits
+/// and dashes.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    let anchor = |line: &str| {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -".contains(*c));
+        kept.collect::<String>().replace(' ', "-")
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn links_of_the_documents_lead_to_what_is_in_the_package() -> Result<()> {
+    let folder = Folder::new("documents")?;
+    ok("dpkg-deb -x \"$0\" \"$1\"", &[&*PACKAGE, &folder.0])?;
+    let root = folder.0.join("usr/share/doc/jobfence");
+    let found = ok("cd \"$0\" && find . -name '*.md'", &[&root])?;
+    let documents: Vec<_> = found
+        .lines()
+        .map(|path| path.trim_start_matches("./"))
+        .collect();
+    for needed in [
+        "README.md",
+        "userspace/agent/README.md",
+        "userspace/cli/ci/github.md",
+    ] {
+        ensure!(documents.contains(&needed), "{needed}: {documents:?}");
+    }
+    // Source code is not installed: who reads it has all of it.
+    let is_elsewhere = |link: &str| link.contains("://") || link.ends_with(".rs");
+    for name in documents {
+        let text = fs::read_to_string(root.join(name))?;
+        for link in links(&text).filter(|link| !is_elsewhere(link)) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => root.join(name),
+                path => root.join(name).with_file_name(path),
+            };
+            ensure!(target.exists(), "{name}: nothing is where {link} leads");
+            let is_there =
+                || -> Result<bool> { Ok(anchors(&fs::read_to_string(&target)?).contains(anchor)) };
+            ensure!(
+                anchor.is_empty() || is_there()?,
+                "{name}: {link} names no heading"
+            );
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_bill_of_materials_has_what_is_in_the_binary_and_no_tests() -> Result<()> {
     let dist = PACKAGE.parent().context("a folder")?;
@@ -204,7 +268,10 @@ fn the_bill_of_materials_has_what_is_in_the_binary_and_no_tests() -> Result<()> 
 
 /// A machine with the package in `/jobfence.deb`.
 fn machine(internet: &Internet) -> Result<Machine<'_>> {
-    let machine = Machine::boot_bare(internet)?;
+    bring_package(Machine::boot_bare(internet)?)
+}
+
+fn bring_package(machine: Machine<'_>) -> Result<Machine<'_>> {
     machine.copy(&PACKAGE, "/jobfence.deb")?;
     machine.write("/policy.yml", POLICY)?;
     Ok(machine)
@@ -236,9 +303,9 @@ fn fenced(machine: &Machine<'_>, id: &str) -> Result<Shell> {
 
 /// Asserts that a job's fence does what it is for.
 fn assert_fenced(machine: &Machine<'_>, shell: &mut Shell) -> Result<()> {
-    let (status, said) = shell.run(ALLOWED)?;
+    let (status, said) = shell.run(&curl(ALLOWED))?;
     ensure!(status == 0, "allowed: {said}\n{}", machine.journal());
-    let (status, said) = shell.run(REFUSED)?;
+    let (status, said) = shell.run(&curl(REFUSED))?;
     ensure!(
         status == NO_NAME,
         "refused: {status} {said}\n{}",
@@ -270,25 +337,7 @@ fn it_fences_jobs_once_installed_and_leaves_nothing_once_purged() -> Result<()> 
     let internet = Internet::new()?;
     let machine = machine(&internet)?;
     let before = everything(&machine)?;
-    machine.ok("dpkg -i /jobfence.deb")?;
-    machine.ok("systemctl is-enabled jobfence-agent && systemctl is-active jobfence-agent")?;
-    let doctor = machine.sh("jobfence doctor --user ci")?;
-    ensure!(
-        matches!(doctor.status.code(), Some(0 | 1)),
-        "no job can be fenced: {doctor:#?}"
-    );
-
-    let run = |command: &str| {
-        machine.sh(&format!(
-            "jobfence run --user ci --policy /policy.yml -- {command}"
-        ))
-    };
-    let passed = run(ALLOWED)?;
-    ensure!(passed.status.code() == Some(0), "{passed:#?}");
-    let failed = run(REFUSED)?;
-    ensure!(failed.status.code() == Some(110), "{failed:#?}");
-    ensure!(failed.stderr.contains("blocked.test"), "{failed:#?}");
-
+    install(&machine)?;
     let mut shell = fenced(&machine, "one")?;
     assert_fenced(&machine, &mut shell)?;
     machine.ok("systemctl restart jobfence-agent")?;
@@ -320,6 +369,74 @@ fn it_fences_jobs_once_installed_and_leaves_nothing_once_purged() -> Result<()> 
     Ok(())
 }
 
+/// Installs the package, and has a command fenced.
+fn install(machine: &Machine<'_>) -> Result<()> {
+    let free = machine.sh(&curl(REFUSED))?;
+    ensure!(free.status.success(), "without a fence: {free:#?}");
+    machine.ok("dpkg -i /jobfence.deb")?;
+    machine.ok("systemctl is-enabled jobfence-agent && systemctl is-active jobfence-agent")?;
+    let doctor = machine.sh("jobfence doctor --user ci")?;
+    ensure!(
+        matches!(doctor.status.code(), Some(0 | 1)),
+        "no job can be fenced: {doctor:#?}"
+    );
+    let run = |url: &str| {
+        let command = curl(url);
+        machine.sh(&format!(
+            "jobfence run --user ci --policy /policy.yml -- {command}"
+        ))
+    };
+    let passed = run(ALLOWED)?;
+    ensure!(passed.status.code() == Some(0), "{passed:#?}");
+    let failed = run(REFUSED)?;
+    ensure!(failed.status.code() == Some(110), "{failed:#?}");
+    ensure!(failed.stderr.contains("blocked.test"), "{failed:#?}");
+    Ok(())
+}
+
+#[test]
+fn debian_13_has_it_installed_upgraded_and_purged() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = bring_package(Machine::boot_release(&internet, "trixie")?)?;
+    let release = machine.ok("cat /etc/debian_version")?;
+    ensure!(release.starts_with("13"), "{release}");
+    let before = everything(&machine)?;
+    install(&machine)?;
+    let mut shell = fenced(&machine, "one")?;
+    assert_fenced(&machine, &mut shell)?;
+    upgrade(&machine)?;
+    assert_fenced(&machine, &mut shell)?;
+    let finished = machine.sh("jobfence job finish one")?;
+    ensure!(finished.status.code() == Some(110), "{finished:#?}");
+    machine.ok("dpkg --purge jobfence")?;
+    let left: Vec<_> = everything(&machine)?.difference(&before).cloned().collect();
+    assert_eq!(left, Vec::<String>::new());
+    Ok(())
+}
+
+/// Upgrades the package to a later version, and waits for its agent.
+fn upgrade(machine: &Machine<'_>) -> Result<()> {
+    let agent = || machine.ok("systemctl show --property=MainPID --value jobfence-agent");
+    let old = agent()?;
+    let folder = machine.internet().dir().join("upgrade");
+    fs::create_dir(&folder)?;
+    // With another agent.yml, dpkg would ask about one that is a conffile and was changed, and give up
+    // where nobody answers.
+    let other = "find \"$0\" -name agent.yml -exec sed -i '$a # of the later version' {} +";
+    let newer = version(&folder, "999", other)?;
+    machine.copy(&newer, "/jobfence.deb")?;
+    let written = || machine.ok("cat /etc/jobfence/agent.yml");
+    let before = written()?;
+    machine.ok("dpkg -i /jobfence.deb </dev/null")?;
+    assert_eq!(written()?, before, "an upgrade has changed agent.yml");
+    eventually("the next agent runs", || {
+        let is_active = machine.sh("systemctl is-active jobfence-agent");
+        is_active.is_ok_and(|output| output.status.success())
+    });
+    ensure!(agent()? != old, "the agent is the old one");
+    Ok(())
+}
+
 #[test]
 fn what_was_installed_for_a_ci_system_goes_with_the_package() -> Result<()> {
     let internet = Internet::new()?;
@@ -330,9 +447,12 @@ fn what_was_installed_for_a_ci_system_goes_with_the_package() -> Result<()> {
     machine.ok("dpkg -i /jobfence.deb")?;
     machine.ok("jobfence install buildbot --unit worker.service")?;
     machine.ok("systemctl daemon-reload && systemctl restart jobfence-agent worker")?;
-    let outside = || machine.sh_with(&["--uid=ci"], ALLOWED);
+    let outside = || machine.sh_with(&["--uid=ci"], &curl(ALLOWED));
     let held = outside()?;
     ensure!(!held.status.success(), "the user is not held: {held:#?}");
+    upgrade(&machine)?;
+    let held = outside()?;
+    ensure!(!held.status.success(), "after an upgrade: {held:#?}");
 
     machine.ok("JOBFENCE_REMOVE=finish dpkg --purge jobfence")?;
     let free = outside()?;
@@ -348,22 +468,9 @@ fn an_upgrade_takes_running_jobs_along() -> Result<()> {
     let internet = Internet::new()?;
     let machine = machine(&internet)?;
     machine.ok("dpkg -i /jobfence.deb")?;
-    machine.ok("echo '# as the host has it' >>/etc/jobfence/agent.yml")?;
     let mut shell = fenced(&machine, "one")?;
     assert_fenced(&machine, &mut shell)?;
-    let agent = || machine.ok("systemctl show --property=MainPID --value jobfence-agent");
-    let old = agent()?;
-
-    let folder = Folder::new("upgrade")?;
-    let newer = version(&folder.0, "999", "true")?;
-    machine.copy(&newer, "/jobfence.deb")?;
-    machine.ok("dpkg -i --force-confold /jobfence.deb")?;
-    eventually("the next agent runs", || {
-        let is_active = machine.sh("systemctl is-active jobfence-agent");
-        is_active.is_ok_and(|output| output.status.success())
-    });
-    ensure!(agent()? != old, "the agent is the old one");
-    machine.ok("grep -q 'as the host has it' /etc/jobfence/agent.yml")?;
+    upgrade(&machine)?;
     assert_fenced(&machine, &mut shell)?;
 
     // One that could not take it along is not installed.
@@ -371,7 +478,7 @@ fn an_upgrade_takes_running_jobs_along() -> Result<()> {
     let change = "sed -i 's/^abi=v[0-9]*$/abi=v0/' \"$0/DEBIAN/preinst\"";
     let other = version(&folder.0, "1000", change)?;
     machine.copy(&other, "/jobfence.deb")?;
-    let refused = machine.sh("dpkg -i --force-confold /jobfence.deb")?;
+    let refused = machine.sh("dpkg -i /jobfence.deb")?;
     ensure!(!refused.status.success(), "{refused:#?}");
     ensure!(refused.stderr.contains("\n    one\n"), "{refused:#?}");
     machine.ok("systemctl is-active jobfence-agent")?;
@@ -380,7 +487,7 @@ fn an_upgrade_takes_running_jobs_along() -> Result<()> {
     let finished = machine.sh("jobfence job finish one")?;
     ensure!(finished.status.code() == Some(110), "{finished:#?}");
     ensure!(finished.stdout.contains("blocked.test"), "{finished:#?}");
-    machine.ok("dpkg -i --force-confold /jobfence.deb")?;
+    machine.ok("dpkg -i /jobfence.deb")?;
     machine.ok("systemctl is-active jobfence-agent")?;
     Ok(())
 }

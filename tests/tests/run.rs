@@ -692,6 +692,29 @@ fn the_log_of_a_job_is_whole_and_tells_what_was_told() -> Result<()> {
 }
 
 #[test]
+fn a_rule_that_has_expired_is_named_and_no_other_is_proposed() -> Result<()> {
+    let internet = Internet::new()?;
+    let policy = "
+version: 1
+jobs:
+  default:
+    allow:
+      - host: allowed.test
+        expires: 2020-02-29
+";
+    let fenced = fenced(&internet, policy, &["curl", "-sS", "https://allowed.test/"]);
+    fenced.assert_code(110);
+    assert!(!fenced.denials("expired").is_empty(), "{fenced:#?}");
+    let report = &fenced.output.stderr;
+    assert!(
+        report.contains(":6 allowed allowed.test until 2020-02-29, which is past"),
+        "{report}"
+    );
+    assert!(!report.contains("to allow it"), "{report}");
+    Ok(())
+}
+
+#[test]
 fn repeated_attempts_are_counted_in_one_event() -> Result<()> {
     let internet = Internet::new()?;
     let script = "

@@ -1,6 +1,10 @@
 //! `jobfence job start --runner`: a runner's own fence, and the jobs that begin in it.
 
-use std::{fs, os::unix::fs::chown};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::chown},
+};
 
 use anyhow::{Context as _, Result};
 use jobfence_agent::job::cgroup;
@@ -508,5 +512,67 @@ fn a_cgroup_with_the_name_of_a_job_makes_nobody_a_part_of_it() -> Result<()> {
         fs::remove_dir(folder.join(format!("jobfence-{id}"))).is_ok()
     });
     fs::remove_dir(&folder)?;
+    Ok(())
+}
+
+/// Names of cgroups are bytes, and whoever has a cgroup of its own gives them to those in it.
+#[test]
+fn a_process_in_a_cgroup_whose_name_is_no_text_is_moved_like_any_other() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = agent(&internet, USER, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let (_, said) = shell.run("sleep 1000 >/dev/null & echo $!")?;
+    let child = said.trim();
+    let name = internet.dir().file_name().context("a folder")?;
+    let name = [b"delegated-", name.as_bytes(), b"-\xff"].concat();
+    let folder = cgroup::outermost()?.join(OsStr::from_bytes(&name));
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("cgroup.procs"), child)?;
+
+    let id = agent.fence(&shell, "job", PROJECT)?;
+    let held = fs::read(format!("/proc/{child}/cgroup"))?;
+    let held = String::from_utf8_lossy(&held).into_owned();
+    let (code, output) = agent.finish(&id)?;
+    fs::write(folder.join("cgroup.kill"), "1")?;
+    eventually("the cgroup is empty", || fs::remove_dir(&folder).is_ok());
+    assert!(held.contains(&id), "it is outside the job: {held}");
+    assert_eq!(code, Some(0), "{output:?}");
+    Ok(())
+}
+
+/// The kernel cuts names after 15 bytes, also in the middle of a character.
+#[test]
+fn a_process_whose_name_is_no_text_is_moved_like_any_other() -> Result<()> {
+    let internet = Internet::new()?;
+    let agent = agent(&internet, USER, "")?;
+    let mut shell = Shell::new(&internet)?;
+    let program = internet.home().join("abcdefghijklmn\u{e4}");
+    fs::copy("/bin/sh", &program)?;
+    let program = program.display();
+    let (_, said) = shell.run(&format!(
+        "'{program}' -c 'sleep 1000; true' >/dev/null & echo $!"
+    ))?;
+    let child = said.trim();
+    let name = || fs::read(format!("/proc/{child}/comm")).unwrap_or_default();
+    eventually("it has its name", || name() == b"abcdefghijklmn\xc3\n");
+
+    let id = agent.fence(&shell, "job", PROJECT)?;
+    let held = fs::read_to_string(format!("/proc/{child}/cgroup"))?;
+    assert!(held.contains(&id), "it is outside the job: {held}");
+    assert_eq!(agent.finish(&id)?.0, Some(0));
+
+    // Nor does a job end when its own process has such a name.
+    let mut shell = Shell::new(&internet)?;
+    let id = agent.fence(&shell, "renamed", PROJECT)?;
+    shell.run("printf '\\377' >/proc/$$/comm")?;
+    // The agent has looked for jobs that are over when it has found the next one.
+    let other = Shell::new(&internet)?;
+    let next = agent.fence(&other, "next", PROJECT)?;
+    drop(other);
+    eventually("the next job is over", || {
+        status(&agent, &next).is_ok_and(|job| job["phase"] == "finished")
+    });
+    assert_eq!(status(&agent, &id)?["phase"], "running");
+    assert_eq!(agent.finish(&id)?.0, Some(0));
     Ok(())
 }

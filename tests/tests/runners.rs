@@ -19,10 +19,11 @@ use jobfence_tests::{
     addresses::BLOCKED,
     binary, run,
     runners::{
-        Buildkite, CustomExecutor, Daemon, Ended, GitLab, as_nobody, in_time, installed,
-        open_folder, write,
+        Buildkite, CustomExecutor, Cut, Daemon, Ended, GitLab, SYSTEM_FAILURE, as_nobody, in_time,
+        installed, open_folder, write,
     },
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long a runner may take for a job.
@@ -546,10 +547,16 @@ impl<'a> Driver<'a> {
             .gitlab
             .project(project, &[&[("README", "")], files].concat())?;
         let job = self.gitlab.job(fresh_id(), project, &commit, "build");
-        self.run_job(&job, build, &[])
+        self.run_job(&job, build, &[], None)
     }
 
-    fn run_job(&self, job: &Value, build: &str, variables: &[(&str, &str)]) -> Result<Ended> {
+    fn run_job(
+        &self,
+        job: &Value,
+        build: &str,
+        variables: &[(&str, &str)],
+        cut: Option<&Cut<'_>>,
+    ) -> Result<Ended> {
         let policy = self.runner_policy.to_string_lossy();
         let arguments = ["--runner-policy", &policy];
         let runner = CustomExecutor::new(self.internet, self.agent.socket(), &arguments);
@@ -561,7 +568,7 @@ impl<'a> Driver<'a> {
             "after_script" => "echo the after_script runs".to_owned(),
             _ => String::new(),
         };
-        runner.run(job, script, variables)
+        runner.run(job, script, variables, cut)
     }
 
     /// Stages of the job `id` that have a log, which each fenced stage has.
@@ -592,10 +599,14 @@ fn the_gitlab_driver_runs_each_stage_in_a_fence() -> Result<()> {
     );
     assert!(ended.log.contains(&at), "{}", ended.log);
     assert!(ended.log.contains("the after_script runs"), "{}", ended.log);
+    let of_project = ended
+        .log
+        .lines()
+        .find(|line| line.contains("each stage of group/project runs in a fence"));
+    let of_project = of_project.with_context(|| ended.log.clone())?;
     assert!(
-        ended.log.contains("policy for group/project"),
-        "{}",
-        ended.log
+        of_project.ends_with("/policies/group/project.yml"),
+        "{of_project}"
     );
     for secret in ["hunter2", "CUSTOM_ENV", "JOB_RESPONSE_FILE"] {
         assert!(
@@ -671,7 +682,7 @@ fn the_gitlab_drivers_policy_is_the_projects_by_gitlabs_word() -> Result<()> {
         .gitlab
         .job(fresh_id(), "group/project", &commit, "build");
     let forged = [("CI_PROJECT_PATH", "group/wide")];
-    let ended = driver.run_job(&job, REFUSED, &forged)?;
+    let ended = driver.run_job(&job, REFUSED, &forged, None)?;
     assert_eq!(ended.state, "build failure", "{}", ended.log);
     assert_names(&ended.log, "blocked.test");
 
@@ -710,12 +721,14 @@ fn the_gitlab_driver_tells_a_broken_host_from_a_failed_job() -> Result<()> {
     assert_eq!(ended.state, "system failure", "{}", ended.log);
     assert!(ended.log.contains("no agent at"), "{}", ended.log);
     assert!(!ended.log.contains("after_script"), "{}", ended.log);
+    assert_eq!(ended.cleanups, [Some(SYSTEM_FAILURE); 2]);
 
     driver.agent.restart()?;
     fs::write(&driver.runner_policy, "version: 2\n")?;
     let ended = driver.run("group/project2", &[], "true")?;
     assert_eq!(ended.state, "system failure", "{}", ended.log);
     assert!(ended.log.contains("version"), "{}", ended.log);
+    assert_eq!(ended.cleanups, [Some(0); 2], "also after a failed prepare");
     Ok(())
 }
 
@@ -740,7 +753,7 @@ fn the_gitlab_driver_fences_two_jobs_at_once() -> Result<()> {
         let driver = &driver;
         let started: Vec<_> = described
             .iter()
-            .map(|(job, _)| scope.spawn(move || driver.run_job(job, TRIES, &[])))
+            .map(|(job, _)| scope.spawn(move || driver.run_job(job, TRIES, &[], None)))
             .collect();
         for (run, (_, expected)) in started.into_iter().zip(&described) {
             let ended = run.join().expect("no panic")?;
@@ -749,6 +762,126 @@ fn the_gitlab_driver_fences_two_jobs_at_once() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Starts what outlives whoever is killed for it, with a mark in its command line: in a session of its
+/// own, and deaf to what asks it to end.
+fn stubborn(mark: &str) -> String {
+    let work = "trap \"\" TERM HUP INT; touch started; while :; do sleep 0.05; done";
+    format!("setsid sh -c '{work}' {mark} </dev/null >/dev/null 2>&1 & ")
+}
+
+/// The processes that have `mark` in their command lines.
+fn marked(mark: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let line = fs::read(entry?.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        // Not the shell that has it in its script.
+        if line.ends_with(&format!(" {mark} ")) {
+            found.push(line);
+        }
+    }
+    Ok(found)
+}
+
+/// What the agent still has of jobs whose ids begin with `prefix`: those that run, and fences.
+fn left_of(internet: &Internet, agent: &Agent<'_>, prefix: &str) -> Result<Vec<String>> {
+    let list = agent.job(&["list", "--json"])?;
+    let list: Value = serde_json::from_str(&list.stdout).with_context(|| format!("{list:?}"))?;
+    let jobs = list.as_array().into_iter().flatten();
+    let jobs = jobs.filter_map(|job| job["id"].as_str().map(str::to_owned));
+    let mut list = internet.command("sh");
+    list.args(["-c", "ls /sys/fs/bpf/jobfence/v*/agent"]);
+    let fences = run(&mut list, DEADLINE)?.stdout;
+    let fences: Vec<_> = fences.lines().map(str::to_owned).collect();
+    let all = jobs.chain(fences);
+    Ok(all.filter(|id| id.starts_with(prefix)).collect())
+}
+
+#[test]
+fn a_gitlab_stage_whose_driver_is_killed_ends_and_the_next_ones_work() -> Result<()> {
+    let internet = Internet::new()?;
+    let driver = Driver::new(&internet, &[("group/project", POLICY)])?;
+    let commit = driver.gitlab.project("group/project", &[("README", "")])?;
+    let home = internet.home().join("gitlab-runner");
+    // Cancelled and timed out; and killed by the kernel, when memory is short.
+    for (signals, state) in [
+        (&[Signal::TERM, Signal::KILL][..], "build failure"),
+        (&[Signal::KILL], "unknown failure"),
+    ] {
+        let id = fresh_id();
+        let job = driver.gitlab.job(id, "group/project", &commit, "build");
+        let mark = format!("mark-{id}");
+        let started = home.join(format!("builds/slot-{id}/project/started"));
+        let build = format!("{}sleep 1000", stubborn(&mark));
+        let cut = Cut {
+            stage: "build_script",
+            wait: &|| in_time("the job works", || started.exists()),
+            signals,
+        };
+        let ended = driver.run_job(&job, &build, &[], Some(&cut))?;
+        assert_eq!(marked(&mark)?, Vec::<String>::new(), "after the cleanup");
+        assert_eq!(ended.state, state, "{}", ended.log);
+        assert!(ended.log.contains("the after_script runs"), "{}", ended.log);
+        assert_eq!(ended.cleanups, [Some(0); 2]);
+        let fenced = driver.fenced(id)?;
+        for stage in [
+            "after_script-1",
+            "build_script-1",
+            "cleanup_file_variables-1",
+        ] {
+            let stage = format!("{stage}.jsonl");
+            assert!(fenced.contains(&stage), "{stage}: {fenced:?}");
+        }
+        let prefix = format!("gitlab-{id}-");
+        in_time("its fences come down", || {
+            left_of(&internet, &driver.agent, &prefix).is_ok_and(|left| left.is_empty())
+        });
+    }
+    let job = driver
+        .gitlab
+        .job(fresh_id(), "group/project", &commit, "build");
+    let ended = driver.run_job(&job, ALLOWED, &[], None)?;
+    assert_eq!(ended.state, "success", "{}", ended.log);
+    Ok(())
+}
+
+#[test]
+fn a_gitlab_job_is_cleaned_up_wherever_its_driver_was_killed() -> Result<()> {
+    /// Moments after the start of a call, in milliseconds: nothing depends on what they hit.
+    const MOMENTS: [u64; 6] = [0, 5, 20, 50, 100, 200];
+    let internet = Internet::new()?;
+    let driver = Driver::new(&internet, &[("group/project", POLICY)])?;
+    let commit = driver.gitlab.project("group/project", &[("README", "")])?;
+    for (number, moment) in MOMENTS.into_iter().enumerate() {
+        let id = fresh_id();
+        let job = driver.gitlab.job(id, "group/project", &commit, "build");
+        let cut = Cut {
+            stage: ["prepare", "get_sources"][number % 2],
+            wait: &|| thread::sleep(Duration::from_millis(moment)),
+            signals: &[Signal::KILL],
+        };
+        let ended = driver.run_job(&job, "true", &[], Some(&cut))?;
+        // It may have been faster.
+        assert!(
+            ["unknown failure", "success"].contains(&ended.state),
+            "{}: {}",
+            ended.state,
+            ended.log
+        );
+        assert_eq!(ended.cleanups, [Some(0); 2]);
+        in_time("its fences come down", || {
+            left_of(&internet, &driver.agent, &format!("gitlab-{id}-"))
+                .is_ok_and(|left| left.is_empty())
+        });
+    }
+    let job = driver
+        .gitlab
+        .job(fresh_id(), "group/project", &commit, "build");
+    let ended = driver.run_job(&job, ALLOWED, &[], None)?;
+    assert_eq!(ended.state, "success", "{}", ended.log);
+    Ok(())
 }
 
 // Buildkite's agent, in a fence of its own.
@@ -777,6 +910,24 @@ fn buildkite_hooks(agent: &Agent<'_>) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
+/// Fences Buildkite's agent as its drop-in does; returns the fence's id.
+fn fence_buildkite(
+    internet: &Internet,
+    agent: &Agent<'_>,
+    buildkite: &Buildkite,
+) -> Result<String> {
+    let policy = internet.dir().join("runner.yml");
+    write(&policy, &for_runner())?;
+    let (pid, policy) = (buildkite.pid().to_string(), policy.to_string_lossy());
+    let id = format!("runner-buildkite-{pid}");
+    let start = [
+        "start", "--runner", "--id", &id, "--pid", &pid, "--policy", &policy,
+    ];
+    let started = agent.job(&start)?;
+    ensure!(started.status.success(), "{started:?}");
+    Ok(id)
+}
+
 #[test]
 fn buildkites_jobs_leave_the_agents_fence_for_their_own() -> Result<()> {
     let internet = Internet::new()?;
@@ -789,20 +940,12 @@ fn buildkites_jobs_leave_the_agents_fence_for_their_own() -> Result<()> {
         ],
     )?;
     let buildkite = Buildkite::start(&internet, &buildkite_hooks(&agent)?)?;
-    let policy = internet.dir().join("runner.yml");
-    write(&policy, &for_runner())?;
     let mark = internet.mark();
     buildkite.queue("u0", "project", REFUSED, &["environment", "pre-exit"])?;
     assert_eq!(buildkite.wait("u0").0, "0");
     assert!(arrived(&internet, mark) > 0, "nothing arrives anyway");
 
-    let (pid, policy) = (buildkite.pid().to_string(), policy.to_string_lossy());
-    let id = format!("runner-buildkite-{pid}");
-    let start = [
-        "start", "--runner", "--id", &id, "--pid", &pid, "--policy", &policy,
-    ];
-    let started = agent.job(&start)?;
-    assert!(started.status.success(), "{started:?}");
+    let id = fence_buildkite(&internet, &agent, &buildkite)?;
 
     buildkite.queue("j1", "project", ALLOWED, &[])?;
     let (status, log) = buildkite.wait("j1");
@@ -849,5 +992,75 @@ fn buildkites_jobs_leave_the_agents_fence_for_their_own() -> Result<()> {
         "what j3 tried is told of the agent: {report:?}"
     );
     assert_names(&report.stdout, "blocked.test");
+    Ok(())
+}
+
+#[test]
+fn a_buildkite_job_outlives_neither_its_bootstrap_nor_its_fence() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut agent = with_policies(&internet, &[("group/project", POLICY)])?;
+    let buildkite = Buildkite::start(&internet, &buildkite_hooks(&agent)?)?;
+    let runner = fence_buildkite(&internet, &agent, &buildkite)?;
+    let prefix = "u65534-buildkite-7-";
+
+    // The bootstrap is killed, and with it goes its last hook.
+    let mark = format!("mark-{}", fresh_id());
+    let build = format!(
+        "{}echo $PPID >pid.new; mv pid.new pid; sleep 1000",
+        stubborn(&mark)
+    );
+    buildkite.queue("k1", "project", &build, &[])?;
+    let folder = internet.home().join("buildkite/job-k1");
+    in_time("the job works", || {
+        folder.join("pid").exists() && folder.join("started").exists()
+    });
+    assert_eq!(marked(&mark)?.len(), 1);
+    let bootstrap = fs::read_to_string(folder.join("pid"))?;
+    let bootstrap = Pid::from_raw(bootstrap.trim().parse()?).context("a process")?;
+    kill_process(bootstrap, Signal::KILL)?;
+    assert_eq!(buildkite.wait("k1").0, "137");
+    in_time("nothing of it goes on", || {
+        marked(&mark).is_ok_and(|left| left.is_empty())
+            && left_of(&internet, &agent, prefix).is_ok_and(|left| left.is_empty())
+    });
+
+    // jobfence's agent is killed between the two hooks.
+    let go = "touch started; while [ ! -e go ]; do sleep 0.05; done; ";
+    let killed_meanwhile = |id: &str, command: &str, kill: &mut dyn FnMut() -> Result<()>| {
+        buildkite.queue(id, "project", &format!("{go}{command}"), &[])?;
+        let folder = internet.home().join(format!("buildkite/job-{id}"));
+        in_time("the job works", || folder.join("started").exists());
+        kill()?;
+        write(&folder.join("go"), "")?;
+        Ok::<_, anyhow::Error>(folder.join("log"))
+    };
+    let mut kill_agent = || {
+        agent.kill()?;
+        agent.restart()
+    };
+    killed_meanwhile("k2", ALLOWED, &mut kill_agent)?;
+    let (status, log) = buildkite.wait("k2");
+    assert_eq!(status, "0", "{log}");
+    assert!(log.contains("nothing was refused that counts"), "{log}");
+    let at = internet.mark();
+    killed_meanwhile("k3", &format!("{REFUSED} || true"), &mut kill_agent)?;
+    let (status, log) = buildkite.wait("k3");
+    assert_eq!(status, "1", "{log}");
+    assert_names(&log, "blocked.test");
+    assert_eq!(arrived(&internet, at), 0, "{log}");
+
+    // Buildkite's agent is killed, and nobody waits for its jobs, which are processes of their own.
+    let pid = i32::try_from(buildkite.pid())?;
+    let pid = Pid::from_raw(pid).context("a process")?;
+    let mut kill_buildkite = || Ok(kill_process(pid, Signal::KILL)?);
+    let log = killed_meanwhile("k4", ALLOWED, &mut kill_buildkite)?;
+    in_time("its last hook tells of it", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("nothing was refused that counts"))
+    });
+    let (code, report) = agent.finish(&runner)?;
+    assert_eq!(code, Some(0), "{report:?}");
+    in_time("all fences come down", || {
+        left_of(&internet, &agent, "").is_ok_and(|left| left.is_empty())
+    });
     Ok(())
 }

@@ -26,7 +26,8 @@ jobs:
         ports: [80, 443]
 ";
 
-const ALLOWED: &str = "curl -sS -m 5 -o /dev/null https://allowed.test/";
+/// What curl(1) exits with when a name cannot be resolved.
+const NO_NAME: i32 = 6;
 
 /// The cgroups that root makes for jobs, seen from the root of the hierarchy.
 const SLICE: &str = "/sys/fs/cgroup/jobfence.slice";
@@ -34,14 +35,28 @@ const SLICE: &str = "/sys/fs/cgroup/jobfence.slice";
 /// How long a command may take. Only a hanging one comes near.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// An attempt to reach what no job may.
-fn blocked() -> String {
-    format!("curl -sS -m 5 -o /dev/null http://{}/", BLOCKED.v4)
+/// A command that fetches `url`.
+fn curl(url: &str) -> String {
+    format!("curl -sS -m {} -o /dev/null {url}", 5 * slowness())
 }
 
-/// A machine with a running agent and the policy `/etc/jobfence/p.yml`.
+/// An attempt to reach what the policy allows.
+fn allowed() -> String {
+    curl("https://allowed.test/")
+}
+
+/// An attempt to reach what no job may.
+fn blocked() -> String {
+    curl(&format!("http://{}/", BLOCKED.v4))
+}
+
+/// A machine with a running agent and the policy `/etc/jobfence/p.yml`. Without the agent, what is
+/// refused to a job arrives.
 fn agent<'a>(internet: &'a Internet, config: &str) -> Result<Machine<'a>> {
     let machine = Machine::boot(internet)?;
+    let mark = internet.mark();
+    machine.ok(&blocked())?;
+    ensure!(!is_silent(&internet.since(mark)), "nothing arrives");
     machine.write("/etc/jobfence/agent.yml", config)?;
     machine.write("/etc/jobfence/p.yml", POLICY)?;
     machine.ok("systemctl start jobfence-agent")?;
@@ -83,7 +98,7 @@ fn current(shell: &mut Shell) -> Result<String> {
 
 /// Whether the fence is there: what the policy allows gets out, and nothing else does.
 fn assert_fenced(internet: &Internet, shell: &mut Shell, when: &str) -> Result<()> {
-    let (status, said) = shell.run(ALLOWED)?;
+    let (status, said) = shell.run(&allowed())?;
     assert_eq!(status, 0, "{when}: {said}");
     assert_closed(internet, shell, when)
 }
@@ -113,10 +128,7 @@ fn finish(machine: &Machine, id: &str) -> Result<()> {
 
 /// Waits until the job `id` has ended by itself.
 fn is_over(machine: &Machine, id: &str) {
-    let phase = || -> Result<Value> {
-        let status = machine.ok(&format!("jobfence job status --json {id}"))?;
-        Ok(serde_json::from_str::<Value>(&status)?["phase"].clone())
-    };
+    let phase = || -> Result<Value> { Ok(status(machine, id)?["phase"].clone()) };
     eventually(&format!("the job {id} is over"), || {
         phase().is_ok_and(|phase| phase == "finished")
     });
@@ -317,7 +329,7 @@ fn nobody_waits_for_a_systemd_that_hangs(machine: &Machine) -> Result<()> {
 #[test]
 fn jobs_stay_fenced_whatever_systemd_does_to_the_agent() -> Result<()> {
     let internet = Internet::new()?;
-    let mut machine = agent(&internet, "")?;
+    let machine = agent(&internet, "")?;
     let mut job = machine.shell(&["--uid=ci"])?;
     fence(&machine, "job", &mut job)?;
     let mut below = machine.shell(&["--unit=below", "-pDelegate=yes"])?;
@@ -394,7 +406,16 @@ fn jobs_stay_fenced_whatever_systemd_does_to_the_agent() -> Result<()> {
     machine.ok(&format!("echo {pid} > {empty}/cgroup.procs"))?;
     assert_fenced(&internet, &mut late, "what comes late")?;
     finish(&machine, "empty")?;
-    finish(&machine, "below")?;
+    finish(&machine, "below")
+}
+
+#[test]
+fn jobs_have_ended_after_a_reboot() -> Result<()> {
+    let internet = Internet::new()?;
+    let mut machine = agent(&internet, "")?;
+    let mut job = machine.shell(&["--uid=ci"])?;
+    fence(&machine, "job", &mut job)?;
+    assert_fenced(&internet, &mut job, "before")?;
 
     // What a runner's unit has to say to begin after the agent, and what is left of a job of before.
     let runner = "[Unit]\nWants=jobfence-agent.service\nAfter=jobfence-agent.service\n\
@@ -414,6 +435,148 @@ fn jobs_stay_fenced_whatever_systemd_does_to_the_agent() -> Result<()> {
         BLOCKED.v4
     ))?;
     Ok(())
+}
+
+/// What the job `id` is, as the agent tells.
+fn status(machine: &Machine, id: &str) -> Result<Value> {
+    let status = machine.ok(&format!("jobfence job status --json {id}"))?;
+    Ok(serde_json::from_str(&status)?)
+}
+
+/// The cgroup controllers that the machine has in the unified hierarchy.
+fn has_controller(machine: &Machine, name: &str) -> Result<bool> {
+    let controllers = fs::read_to_string(machine.path("/sys/fs/cgroup/cgroup.controllers"))?;
+    Ok(controllers.split_whitespace().any(|found| found == name))
+}
+
+#[test]
+fn limits_of_a_running_job_hold_and_so_does_its_fence() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = agent(&internet, "")?;
+    let mut job = machine.shell(&["--uid=ci"])?;
+    let cgroup = fence(&machine, "job", &mut job)?;
+    let scope = format!("{SLICE}/jobfence-job.scope");
+    assert_eq!(cgroup, format!("{scope}/jobfence-job"));
+    for command in [
+        "systemctl set-property --runtime jobfence-job.scope CPUQuota=50% MemoryMax=200M",
+        "systemctl set-property --runtime jobfence-job.scope MemorySwapMax=0",
+        "systemctl daemon-reload",
+        "systemctl set-property --runtime jobfence.slice CPUQuota=80% MemoryMax=400M TasksMax=200",
+        "systemctl daemon-reload",
+    ] {
+        machine.ok(command)?;
+        assert_fenced(&internet, &mut job, command)?;
+        assert_eq!(current(&mut job)?, cgroup, "{command}");
+    }
+    if !has_controller(&machine, "memory")? || !has_controller(&machine, "cpu")? {
+        tell("left out: whether limits hold, without their controllers in cgroup v2");
+        return finish(&machine, "job");
+    }
+    let read = |file: &str| fs::read_to_string(machine.path(&format!("{scope}/{file}")));
+    assert_eq!(read("memory.max")?, format!("{}\n", 200 << 20));
+    assert_eq!(read("cpu.max")?, "50000 100000\n");
+    // The scope's limit holds for the job's cgroup below it.
+    let (killed, said) = job.run("python3 -c 'print(len(bytearray(300 << 20)))'")?;
+    assert_ne!(killed, 0, "{said}");
+    let events = read("memory.events")?;
+    assert!(!events.contains("\noom_kill 0\n"), "{events}");
+    // systemd leaves what is delegated to decide for itself: the rest of the job goes on.
+    assert_fenced(&internet, &mut job, "after it had too little memory")?;
+    machine.ok("systemctl is-active jobfence-agent")?;
+    finish(&machine, "job")
+}
+
+#[test]
+fn a_job_that_cannot_gain_rights_is_as_held_as_the_kernel_can() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = agent(&internet, "guard: {users: [ci]}\n")?;
+    let mut job = machine.shell(&["--uid=ci", "-pNoNewPrivileges=yes"])?;
+    fence(&machine, "job", &mut job)?;
+    assert_fenced(&internet, &mut job, "a guarded job")?;
+    // Whose guard this is, and that its user's jobs are the agent's.
+    let doctor = machine.ok("jobfence doctor --user ci")?;
+    assert!(doctor.contains("a job of the agent was set up"), "{doctor}");
+
+    let read = |file: &str| fs::read_to_string(machine.path(file)).unwrap_or_default();
+    let lsms = read("/sys/kernel/security/lsm");
+    let bpf = lsms.trim().split(',').any(|name| name == "bpf");
+    let scope = read("/proc/sys/kernel/yama/ptrace_scope");
+    let mut reasons = Vec::new();
+    if matches!(scope.trim(), "" | "0") {
+        reasons.push("ptrace_scope");
+    }
+    if !bpf {
+        reasons.push("BPF LSM");
+    }
+    let state = status(&machine, "job")?["state"].to_string();
+    tell(&format!("its state: {state}"));
+    match reasons.is_empty() {
+        true => assert_eq!(state, "\"enforcing\""),
+        false => assert_eq!(state.matches(';').count() + 1, reasons.len(), "{state}"),
+    }
+    for reason in reasons {
+        assert!(state.contains(reason), "{state}");
+    }
+    // A family of which only that layer knows.
+    let attempt = "python3 -c 'import socket; socket.socket(socket.AF_VSOCK)' 2>&1 | tail -n 1";
+    let without = machine.ok(attempt)?;
+    assert!(!without.contains("Operation not permitted"), "{without}");
+    let (_, with) = job.run(attempt)?;
+    assert_eq!(with.contains("Operation not permitted"), bpf, "{with}");
+    finish(&machine, "job")
+}
+
+/// Writes a configuration, and has systemd tell the agent, which is to say `expected`.
+fn reload(machine: &Machine, config: &str, expected: &str) -> Result<()> {
+    let times = machine.journal().matches(expected).count();
+    machine.write("/etc/jobfence/agent.yml", config)?;
+    machine.ok("systemctl reload jobfence-agent")?;
+    eventually("the agent reads its configuration", || {
+        machine.journal().matches(expected).count() > times
+    });
+    machine.ok("systemctl is-active jobfence-agent").map(drop)
+}
+
+#[test]
+fn a_reload_is_for_the_jobs_that_begin_then_and_a_bad_one_for_none() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = agent(&internet, "")?;
+    machine.write(
+        "/etc/jobfence/host.yml",
+        "version: 1\ndeny: [{host: allowed.test}]\n",
+    )?;
+    let main = || machine.ok("systemctl show -p MainPID -p NRestarts jobfence-agent");
+    let agent = main()?;
+    let mut before = machine.shell(&["--uid=ci"])?;
+    fence(&machine, "before", &mut before)?;
+    assert_fenced(&internet, &mut before, "before")?;
+
+    let denied = |id: &str| -> Result<()> {
+        let mut job = machine.shell(&["--uid=ci"])?;
+        fence(&machine, id, &mut job)?;
+        let (status, said) = job.run(&allowed())?;
+        assert_eq!(status, NO_NAME, "{id}: {said}");
+        assert_closed(&internet, &mut job, id)?;
+        finish(&machine, id)
+    };
+    let config = "host_policy: /etc/jobfence/host.yml\n";
+    reload(&machine, config, "the configuration is read again")?;
+    denied("after")?;
+    assert_fenced(&internet, &mut before, "a job from before")?;
+
+    let bad = "hots_policy: /etc/jobfence/host.yml\n";
+    reload(&machine, bad, "the configuration stays as it was")?;
+    let journal = machine.journal();
+    assert!(journal.contains("hots_policy"), "{journal}");
+    denied("bad")?;
+    assert_fenced(&internet, &mut before, "after a bad one")?;
+
+    reload(&machine, "", "the configuration is read again")?;
+    let mut last = machine.shell(&["--uid=ci"])?;
+    fence(&machine, "last", &mut last)?;
+    assert_fenced(&internet, &mut last, "without a policy of the host")?;
+    assert_eq!(main()?, agent, "it is another agent");
+    finish(&machine, "before")
 }
 
 /// Waits until the agent answers again, and looks whether the job's fence is whole.

@@ -118,6 +118,10 @@ enum Task {
     /// Needs root, the Debian mirror that apt uses and four gigabytes in target/vm; no part of
     /// `test`. Machines are emulated and ten to twenty times slower: all of it takes hours, most of
     /// them for the attacks. `--test verifier --test decide` takes a minute for each kernel.
+    ///
+    /// `--systemd` installs the Debian package on hosts that systemd has booted, and runs the tests
+    /// of it and of jobfence under systemd there, a few minutes each.
+    ///
     /// `JOBFENCE_BIN` names a jobfence to use in place of a new one.
     Vm(vm::Options),
     /// Set up, build, and make what is released: a Debian package, a tarball, checksums and an SBOM.

@@ -4,13 +4,15 @@
 use std::{
     fmt::Write as _,
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::{Internet, Output, binary, run};
@@ -57,7 +59,22 @@ pub struct Ended {
     pub exit_code: Option<String>,
     /// What `config` said.
     pub config: Value,
+    /// What `cleanup` exited with: it is called twice.
+    pub cleanups: [Option<i32>; 2],
 }
+
+/// How GitLab Runner ends a call of a job that was cancelled, or has run out of time.
+pub struct Cut<'a> {
+    /// The call, or the stage that it is for.
+    pub stage: &'a str,
+    /// Waits until that is to be done.
+    pub wait: &'a (dyn Fn() + Sync),
+    /// Signals to its process group, one after the other, as long as it does not end.
+    pub signals: &'a [Signal],
+}
+
+/// How long it may take to end after a signal: ten minutes with GitLab Runner.
+const GRACE: Duration = Duration::from_millis(500);
 
 impl<'a> CustomExecutor<'a> {
     /// A runner with the agent at `socket`.
@@ -80,6 +97,7 @@ impl<'a> CustomExecutor<'a> {
         job: &Value,
         scripts: impl Fn(&str, &Path) -> String,
         variables: &[(&str, &str)],
+        cut: Option<&Cut<'_>>,
     ) -> Result<Ended> {
         let folder = self
             .internet
@@ -97,6 +115,7 @@ impl<'a> CustomExecutor<'a> {
             project: PathBuf::new(),
             job,
             variables,
+            cut,
         };
         let configured = call.run("config", &[])?;
         let config = serde_json::from_str(&configured.stdout).unwrap_or_default();
@@ -106,6 +125,7 @@ impl<'a> CustomExecutor<'a> {
             log: configured.stderr.clone(),
             exit_code: None,
             config,
+            cleanups: [None; 2],
         };
         if !configured.status.success() {
             ended.state = state(&configured);
@@ -127,7 +147,9 @@ impl<'a> CustomExecutor<'a> {
         }
         ended.exit_code = fs::read_to_string(&status).ok();
         // Its end is of no consequence, and what it says goes to the runner's own log.
-        call.run("cleanup", &[])?;
+        for code in &mut ended.cleanups {
+            *code = call.run("cleanup", &[])?.status.code();
+        }
         fs::remove_dir_all(&folder).context("cannot remove the runner's folder")?;
         Ok(ended)
     }
@@ -208,6 +230,32 @@ impl Ended {
     }
 }
 
+impl Cut<'_> {
+    fn run(&self, command: &mut Command) -> Result<Output> {
+        let start = Instant::now();
+        let mut child = command.process_group(0).spawn()?;
+        let group = Pid::from_child(&child);
+        (self.wait)();
+        for &signal in self.signals {
+            if child.try_wait()?.is_some() {
+                break;
+            }
+            // Not waited for yet, so the number is still its own.
+            kill_process_group(group, signal)?;
+            let deadline = Instant::now() + GRACE;
+            while child.try_wait()?.is_none() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(Output {
+            status: child.wait()?,
+            stdout: String::new(),
+            stderr: String::new(),
+            elapsed: start.elapsed(),
+        })
+    }
+}
+
 /// What the calls of one job have in common.
 struct Call<'a> {
     runner: &'a CustomExecutor<'a>,
@@ -218,12 +266,18 @@ struct Call<'a> {
     project: PathBuf,
     job: &'a Value,
     variables: &'a [(&'a str, &'a str)],
+    cut: Option<&'a Cut<'a>>,
 }
 
 impl Call<'_> {
     fn run(&self, name: &str, more: &[&str]) -> Result<Output> {
         let mut command = self.command(name)?;
-        run(command.args(more), DEADLINE)
+        command.args(more);
+        let called = more.last().unwrap_or(&name);
+        match self.cut {
+            Some(cut) if cut.stage == *called => cut.run(&mut command),
+            _ => run(&mut command, DEADLINE),
+        }
     }
 
     fn command(&self, name: &str) -> Result<Command> {

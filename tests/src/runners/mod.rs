@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 pub use buildkite::Buildkite;
-pub use custom::{BUILD_FAILURE, CustomExecutor, Ended, SYSTEM_FAILURE};
+pub use custom::{BUILD_FAILURE, CustomExecutor, Cut, Ended, SYSTEM_FAILURE};
 pub use gitlab::GitLab;
 
 use crate::{Internet, slowness};

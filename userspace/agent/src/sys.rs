@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -12,6 +12,12 @@ use std::{
 };
 
 use tokio::io::unix::AsyncFd;
+
+/// Reads what the kernel tells as text. Names of processes, cgroups and mount points in it are bytes,
+/// and their owners choose them: what is no UTF-8 is replaced, and hides nothing else.
+pub(crate) fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
 
 /// Lets tokio wait for `fd`, by a duplicate of it.
 ///

@@ -1,7 +1,10 @@
 //! `jobfence agent`: the daemon for a host with many jobs.
 
 use std::{
+    fs::OpenOptions,
     future::{Future, pending},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -14,7 +17,7 @@ use jobfence_agent::{
     control::server::{self, Socket},
     host::{
         Host,
-        config::{CONFIG, Config, ConfigError},
+        config::{CONFIG, Config, ConfigError, IN_USE},
         confine::confine,
         notify::{Notify, reloading, watchdog},
     },
@@ -84,7 +87,10 @@ async fn serve(
     let socket = Socket::bind(&config.socket)?;
     let stop = stop_signal()?;
     let hangup = signal(SignalKind::hangup()).context("cannot take signals")?;
+    let whole = config.whole();
+    let in_use = config.socket.with_file_name(IN_USE);
     let host = Host::open(config, guarded, report::plain).await?;
+    note(&in_use, &whole);
     confine().await?;
     notify.tell("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the agent is ready");
@@ -98,21 +104,30 @@ async fn serve(
         // It ends only by an error.
         ended = host.serve() => ended.map_err(|error| anyhow!("the agent cannot look after its jobs: {error}")),
         () = keep_alive(notify, watchdog()) => Ok(()),
-        () = reload(hangup, &host, path, notify) => Ok(()),
+        () = reload(hangup, &host, path, &in_use, notify) => Ok(()),
     }
 }
 
 /// Reads the configuration again, for ever, when it is told to. One that cannot be used changes
 /// nothing.
-async fn reload(mut hangup: Signal, host: &Host, path: Option<&Path>, notify: &Notify) {
+async fn reload(
+    mut hangup: Signal,
+    host: &Host,
+    path: Option<&Path>,
+    in_use: &Path,
+    notify: &Notify,
+) {
     while hangup.recv().await.is_some() {
         notify.tell(&reloading());
         let reloaded = configured(path)
             .map_err(anyhow::Error::from)
-            .and_then(|(config, guarded)| Ok(host.reload(config, guarded)?));
+            .and_then(|(config, guarded)| Ok((config.whole(), host.reload(config, guarded)?)));
         match reloaded {
-            Ok(waiting) => {
+            Ok((whole, waiting)) => {
                 tracing::info!("the configuration is read again");
+                if waiting.is_empty() {
+                    note(in_use, &whole);
+                }
                 for key in waiting {
                     tracing::warn!(key, "is not changed until the agent is started again");
                 }
@@ -122,6 +137,20 @@ async fn reload(mut hangup: Signal, host: &Host, path: Option<&Path>, notify: &N
         notify.tell("READY=1");
     }
     pending().await
+}
+
+/// Leaves for others to see which configuration the agent goes by.
+fn note(in_use: &Path, whole: &str) {
+    // A command for policies can have a secret among its arguments.
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(in_use);
+    if let Err(error) = file.and_then(|mut file| file.write_all(whole.as_bytes())) {
+        tracing::warn!(path = %in_use.display(), %error, "not written");
+    }
 }
 
 /// Ready with its name when the process is told to stop.

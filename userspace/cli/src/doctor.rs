@@ -3,11 +3,15 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use clap::Args;
-use jobfence_agent::doctor::{Check, Report, Status, Worth, examine};
+use jobfence_agent::{
+    control::client::SOCKET,
+    doctor::{Check, Report, Status, Worth, examine},
+};
 
 use crate::report::Style;
 
@@ -15,6 +19,9 @@ use crate::report::Style;
 ///
 /// Looks at everything that `jobfence run` stands on, by trying where that tells, and changes
 /// nothing. Run it as the job will be run: `sudo jobfence doctor` from the account that builds.
+///
+/// Where the agent of this host refuses that user's sockets outside its jobs (`guard` in agent.yml),
+/// what is tried is a job of the agent, which keeps its log (doctor-…) as it does those of others.
 ///
 /// Exit status: 0 when a job's policy is enforced, 1 when that is advisory, since the job has means
 /// to get around it, 2 when no job can be fenced.
@@ -24,13 +31,16 @@ pub(crate) struct DoctorArguments {
     /// User whose jobs are meant, by login name or id [default: who called sudo, else root]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// Socket of the agent of this host
+    #[arg(long, value_name = "SOCKET", default_value = SOCKET)]
+    agent: PathBuf,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn doctor(arguments: &DoctorArguments) -> ExitCode {
-    let report = examine(arguments.user.as_deref());
+    let report = examine(arguments.user.as_deref(), &arguments.agent);
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).map(|text| text + "\n")
     } else {

@@ -17,6 +17,7 @@ use jobfence_agent::{
     },
     job::{State, run::Outcome},
 };
+use rustix::fs::fstat;
 use tracing::{Level, Metadata};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
@@ -29,8 +30,7 @@ pub(crate) fn init_diagnostics(level: &str) {
         .with_target(false)
         // The journal adds its own.
         .without_time();
-    // Set by systemd for what is connected to the journal (systemd.exec(5)).
-    if env::var_os("JOURNAL_STREAM").is_some() {
+    if is_journal() {
         format
             .with_level(false)
             .with_ansi(false)
@@ -42,6 +42,15 @@ pub(crate) fn init_diagnostics(level: &str) {
             .with_ansi(io::stderr().is_terminal())
             .init();
     }
+}
+
+/// Whether standard error is the journal: systemd says which file that is (systemd.exec(5)), and what a
+/// service starts can write elsewhere.
+fn is_journal() -> bool {
+    let said = env::var("JOURNAL_STREAM").ok();
+    let is = fstat(io::stderr()).ok();
+    said.zip(is)
+        .is_some_and(|(said, is)| said == format!("{}:{}", is.st_dev, is.st_ino))
 }
 
 /// Standard error, each line with its level as the journal reads it (sd-daemon(3)).
@@ -309,16 +318,13 @@ fn refusal(text: &mut String, group: &Group<'_>, style: Style) {
         }
         _ => String::new(),
     };
+    let why = meaning(group.first);
     let rule = match &group.first.rule {
-        Some(rule) => format!(" ({rule})"),
-        None => String::new(),
+        Some(rule) if !why.contains(&**rule) => format!(" ({rule})"),
+        _ => String::new(),
     };
     let count = times(group.count);
-    _ = writeln!(
-        text,
-        "  {what}{name} — {}{rule}{count}",
-        meaning(group.first)
-    );
+    _ = writeln!(text, "  {what}{name} — {why}{rule}{count}");
     processes(text, group, style);
     if let Some(line) = suggestion(group.first) {
         _ = writeln!(text, "      to allow it: {line}");

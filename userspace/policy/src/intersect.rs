@@ -36,9 +36,9 @@ pub struct Clipped {
 pub enum Cause {
     /// The host's ceiling does not allow it.
     Ceiling,
-    /// A change under review has the rule, and the policy that it may only narrow has not.
+    /// A policy that can only narrow another has the rule, and the other has not.
     Base,
-    /// The change under review does not have the rule any more.
+    /// The policy that narrows this one does not have the rule.
     Change,
     /// The last day on which it held is past.
     Expired,
@@ -64,12 +64,12 @@ impl fmt::Display for Clipped {
         let (does_not, does) = match self.by {
             Cause::Ceiling => ("this host's ceiling does not", "this host's ceiling does"),
             Cause::Base => (
-                "it may not before it is reviewed",
-                "it may before it is reviewed",
+                "the policy that it can only narrow does not",
+                "the policy that it can only narrow does",
             ),
             Cause::Change => (
-                "the change under review does not",
-                "the change under review does",
+                "the policy that narrows it does not",
+                "the policy that narrows it does",
             ),
             Cause::Expired => {
                 let date = self.rule.expires.map(|date| date.to_string());

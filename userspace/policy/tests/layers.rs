@@ -340,8 +340,8 @@ fn a_change_under_review_can_only_narrow() {
     assert_eq!(
         clipped(&narrowed),
         [
-            "policy.yml:5 allows a.test, which the change under review does not",
-            "policy.yml:7 allows new.test, which it may not before it is reviewed",
+            "policy.yml:5 allows a.test, which the policy that narrows it does not",
+            "policy.yml:7 allows new.test, which the policy that it can only narrow does not",
         ]
     );
     let denied = |text| match narrowed.name_verdict(&name(text)) {

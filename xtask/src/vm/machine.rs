@@ -27,6 +27,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) files: &'a debian::Files,
     pub(crate) root: &'a Path,
     pub(crate) tests: &'a Path,
+    /// What its first process becomes, with its arguments, once `tests` is at `/mnt`.
+    pub(crate) init: &'a str,
     /// Where its logs go: what its tests print, and beside it what its kernel says.
     pub(crate) log: PathBuf,
     /// When its tests have to be at their end.
@@ -114,9 +116,11 @@ impl Machine<'_> {
     fn command(&self) -> Command {
         // There is no telling which disk the kernel sees first: all are found by what they hold.
         // Without an initial RAM disk, nobody has mounted what mount looks in.
-        let init = "mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; \
-                    until mount -r -t ext4 LABEL=tests /mnt 2>/dev/null; do sleep 0.1; done; \
-                    exec /mnt/init";
+        let init = format!(
+            "mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; \
+             until mount -r -t ext4 LABEL=tests /mnt 2>/dev/null; do sleep 0.1; done; exec {}",
+            self.init
+        );
         let kernel = format!(
             "root=PARTUUID={:08x}-01 rootwait rw console=ttyS0 loglevel=4 panic=-1 \
              lsm=landlock,lockdown,yama,bpf init=/bin/sh -- -c \"{init}\"",

@@ -5,6 +5,7 @@
 //! - [`emulator`][]: qemu
 //! - [`image`]: disks made of folders
 //! - [`machine`]: one virtual machine
+//! - [`systemd`]: the tests of a host with systemd, each in a machine that is one
 //!
 //! All of it is kept in `target/vm`; what was brought once is not brought again.
 
@@ -12,6 +13,7 @@ mod debian;
 mod emulator;
 mod image;
 mod machine;
+mod systemd;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -61,6 +63,10 @@ pub(crate) struct Options {
     /// Only list the kernels that there are.
     #[arg(long)]
     list: bool,
+    /// Run the tests of the Debian package and of systemd, each on a Debian of its own that systemd
+    /// has booted, with the kernels 6.1 and 6.12.
+    #[arg(long)]
+    systemd: bool,
     /// A test program of `tests/tests`, in place of the usual; may be given again.
     #[arg(long = "test", value_name = "NAME")]
     suites: Vec<String>,
@@ -80,6 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     setup::run(setup::Options {
         vm: true,
+        dist: options.systemd,
         ..setup::Options::default()
     })?;
     let folder = sh::workspace().join("target/vm");
@@ -91,13 +98,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let kernels = choose(&offered, &options.kernels)?;
-    let names: Vec<&str> = match &options.suites[..] {
+    // What systemd does, it does under the newest kernels too.
+    let newest = if options.systemd { 0 } else { 2 };
+    let kernels = choose(&offered, &options.kernels, newest)?;
+    let suites: Vec<&str> = match &options.suites[..] {
+        [] if options.systemd => systemd::SUITES.to_vec(),
         [] => SUITES.to_vec(),
         named => named.iter().map(String::as_str).collect(),
     };
     let emulator = Emulator::find(&debian, &folder)?;
-    let root = debian.root(&packages())?;
     let binary = match env::var_os("JOBFENCE_BIN") {
         Some(binary) => binary.into(),
         None => {
@@ -105,12 +114,45 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             sh::release_binary()
         }
     };
-    let tests = folder.join("tests.ext4");
-    pack(&folder, &tests, &binary, &names, options.filter.as_deref())?;
+    let programs = build_tests(&suites)?;
+    let disk = Disk {
+        folder: &folder,
+        binary: &binary,
+        programs: &programs,
+        suites: &suites,
+    };
+    let (root, tests, runs) = if options.systemd {
+        let tests = systemd::tests(&programs, &suites, options.filter.as_deref())?;
+        let runs = tests.into_iter().map(|(program, test)| Run {
+            init: format!("/mnt/systemd {program} {test}"),
+            label: format!(".{program}.{test}"),
+            suites: vec![format!("{program}::{test}")],
+        });
+        let package = systemd::package(&binary)?;
+        let disk = disk.pack_host(&package)?;
+        (systemd::root(&folder)?, disk, runs.collect())
+    } else {
+        let run = Run {
+            init: "/mnt/init".to_owned(),
+            label: String::new(),
+            suites: suites.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let disk = disk.pack(options.filter.as_deref())?;
+        (debian.root(&packages())?, disk, vec![run])
+    };
     fs::create_dir_all(folder.join("log")).context("make the folder for logs")?;
 
-    let queue = Mutex::new(kernels.iter().copied().collect::<VecDeque<_>>());
+    let work = kernels
+        .iter()
+        .flat_map(|kernel| runs.iter().map(move |run| (*kernel, run)));
+    let queue = Mutex::new(work.collect::<VecDeque<_>>());
     let results = Mutex::new(BTreeMap::new());
+    // Several machines may want the same kernel.
+    let fetching = Mutex::new(());
+    let fetch = |kernel| {
+        let _alone = fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        debian.fetch(kernel)
+    };
     let work = || {
         let next = || {
             queue
@@ -118,21 +160,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .pop_front()
         };
-        while let Some(kernel) = next() {
-            let result = debian.fetch(kernel).and_then(|files| {
+        while let Some((kernel, run)) = next() {
+            let result = fetch(kernel).and_then(|files| {
+                let log = format!("{}{}.txt", kernel.release, run.label);
                 let machine = Machine {
                     release: &kernel.release,
                     emulator: &emulator,
                     files: &files,
                     root: &root,
                     tests: &tests,
-                    log: folder.join("log").join(format!("{}.txt", kernel.release)),
-                    limit: SUITE_LIMIT * u32::try_from(names.len()).unwrap_or(u32::MAX),
+                    init: &run.init,
+                    log: folder.join("log").join(log),
+                    limit: SUITE_LIMIT * u32::try_from(run.suites.len()).unwrap_or(u32::MAX),
                 };
                 machine.run()
             });
             let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            results.insert(kernel.release.as_str(), result);
+            add(&mut results, &kernel.release, result);
         }
     };
     thread::scope(|scope| {
@@ -142,11 +186,40 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     });
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let names = runs.iter().flat_map(|run| &run.suites);
+    let names: Vec<_> = names.map(String::as_str).collect();
     report(&kernels, &names, &results)
 }
 
-/// The kernels that were asked for, or the usual; an error when one is not offered.
-fn choose<'a>(offered: &'a [Kernel], asked: &[String]) -> Result<Vec<&'a Kernel>> {
+/// What one machine is started for.
+struct Run {
+    /// Its first process, once its disks are there.
+    init: String,
+    /// What the names of its logs have behind the kernel's release.
+    label: String,
+    /// What it is to tell of.
+    suites: Vec<String>,
+}
+
+/// Adds what a machine told to what others with the same kernel have told.
+fn add<'a>(
+    results: &mut BTreeMap<&'a str, Result<Outcome>>,
+    release: &'a str,
+    result: Result<Outcome>,
+) {
+    match (results.get_mut(release), result) {
+        (Some(Ok(outcome)), Ok(more)) => {
+            outcome.suites.extend(more.suites);
+            outcome.complaint += &more.complaint;
+        }
+        (Some(Err(_)), Ok(_)) => {}
+        (_, result) => drop(results.insert(release, result)),
+    }
+}
+
+/// The kernels that were asked for, or else the usual and the `newest` so many; an error when one is
+/// not offered.
+fn choose<'a>(offered: &'a [Kernel], asked: &[String], newest: usize) -> Result<Vec<&'a Kernel>> {
     let mut series: Vec<_> = asked
         .iter()
         .map(|text| {
@@ -157,7 +230,7 @@ fn choose<'a>(offered: &'a [Kernel], asked: &[String]) -> Result<Vec<&'a Kernel>
         .collect::<Result<_>>()?;
     if series.is_empty() {
         series = SERIES.to_vec();
-        series.extend(offered.iter().take(2).map(|kernel| kernel.series));
+        series.extend(offered.iter().take(newest).map(|kernel| kernel.series));
         series.sort_unstable();
         series.dedup();
     }
@@ -182,66 +255,113 @@ fn packages() -> Vec<&'static str> {
     packages
 }
 
-/// Makes the disk with the test programs, the binary that they test and `init.sh`.
-fn pack(
-    folder: &Path,
-    disk: &Path,
-    binary: &Path,
-    names: &[&str],
-    filter: Option<&str>,
-) -> Result<()> {
-    let built = build_tests()?;
-    let work = Scratch::new(folder.join("tests.new"))?;
-    let copy = |from: &Path, to: &str| -> Result<()> {
-        let to = work.0.join(to);
-        let folder = to.parent().context("a file is in a folder")?;
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::copy(from, &to).map(drop))
-            .with_context(|| format!("copy {} to {}", from.display(), to.display()))
-    };
-    for name in names {
-        let program = built
-            .get(*name)
-            .with_context(|| format!("there is no test program {name} among {:?}", built.keys()))?;
-        copy(program, &format!("tests/{name}"))?;
-        // Most of it is for debuggers.
-        let program = work.0.join("tests").join(name);
-        sh::run(Command::new("strip").arg("--strip-debug").arg(program))?;
-    }
-    copy(binary, "jobfence")?;
-    let object = "bpf/jobfence.bpf.o";
-    copy(&sh::workspace().join("target").join(object), object)?;
-    let environment = [
-        ("WORKSPACE", sh::workspace().display().to_string()),
-        ("TESTS", names.join(" ")),
-        ("LIMIT", SUITE_LIMIT.as_secs().to_string()),
-        // libtest's. Tests wait as much as they compute.
-        (
-            "ARGUMENTS",
-            format!(
-                "--color=never --show-output --test-threads=6 {}",
-                filter.unwrap_or_default()
-            ),
-        ),
-        ("JOBFENCE_TEST_SLOW", "20".to_owned()),
-        ("JOBFENCE_BIN", "/usr/local/bin/jobfence".to_owned()),
-    ];
-    let environment: String = environment
-        .iter()
-        .map(|(name, value)| format!("{name}='{value}'\n"))
-        .collect();
-    fs::write(work.0.join("environment"), environment).context("write the environment")?;
-    let init = work.0.join("init");
-    fs::write(&init, include_str!("init.sh"))
-        .and_then(|()| fs::set_permissions(&init, fs::Permissions::from_mode(0o755)))
-        .context("write init")?;
-    image::plain(&work.0, "tests", disk)
+/// What the disk with the tests is made of.
+struct Disk<'a> {
+    folder: &'a Path,
+    /// The jobfence that they test.
+    binary: &'a Path,
+    programs: &'a BTreeMap<String, PathBuf>,
+    suites: &'a [&'a str],
 }
 
-/// Builds the end-to-end tests; where each program is, by name.
-fn build_tests() -> Result<BTreeMap<String, PathBuf>> {
+impl Disk<'_> {
+    /// Makes the disk for machines that run all programs after each other, but only the tests whose
+    /// name contains `filter`.
+    fn pack(&self, filter: Option<&str>) -> Result<PathBuf> {
+        let work = self.lay_out()?;
+        copy(
+            &sh::workspace().join("target/bpf/jobfence.bpf.o"),
+            &work.0.join("bpf/jobfence.bpf.o"),
+        )?;
+        script(&work.0.join("init"), include_str!("init.sh"))?;
+        // Tests wait as much as they compute.
+        let arguments = format!("--test-threads=6 {}", filter.unwrap_or_default());
+        let environment = [
+            ("TESTS", self.suites.join(" ")),
+            ("JOBFENCE_BIN", "/usr/local/bin/jobfence".to_owned()),
+        ];
+        self.finish(&work.0, &arguments, &environment)
+    }
+
+    /// Makes the disk for machines that run one test each.
+    fn pack_host(&self, package: &Path) -> Result<PathBuf> {
+        let work = self.lay_out()?;
+        copy(package, &work.0.join("jobfence.deb"))?;
+        let units = sh::workspace().join("userspace/cli/systemd");
+        for entry in fs::read_dir(&units).with_context(|| format!("read {}", units.display()))? {
+            let unit = entry?;
+            copy(&unit.path(), &work.0.join("units").join(unit.file_name()))?;
+        }
+        script(&work.0.join("systemd"), include_str!("systemd.sh"))?;
+        let environment = [
+            ("JOBFENCE_TEST_HOST", "systemd".to_owned()),
+            ("JOBFENCE_BIN", "/mnt/jobfence".to_owned()),
+            ("JOBFENCE_DEB", "/mnt/jobfence.deb".to_owned()),
+        ];
+        self.finish(&work.0, "", &environment)
+    }
+
+    /// A folder with the programs and the binary.
+    fn lay_out(&self) -> Result<Scratch> {
+        let work = Scratch::new(self.folder.join("tests.new"))?;
+        for name in self.suites {
+            let program = self.programs.get(*name).with_context(|| {
+                format!(
+                    "there is no test program {name} among {:?}",
+                    self.programs.keys()
+                )
+            })?;
+            let copied = work.0.join("tests").join(name);
+            copy(program, &copied)?;
+            // Most of it is for debuggers.
+            sh::run(Command::new("strip").arg("--strip-debug").arg(copied))?;
+        }
+        copy(self.binary, &work.0.join("jobfence"))?;
+        Ok(work)
+    }
+
+    /// Makes the disk of what is laid out in `work` and what every machine is told.
+    fn finish(&self, work: &Path, arguments: &str, more: &[(&str, String)]) -> Result<PathBuf> {
+        let environment = [
+            ("WORKSPACE", sh::workspace().display().to_string()),
+            ("LIMIT", SUITE_LIMIT.as_secs().to_string()),
+            // libtest's.
+            (
+                "ARGUMENTS",
+                format!("--color=never --show-output {arguments}"),
+            ),
+            ("JOBFENCE_TEST_SLOW", "20".to_owned()),
+        ];
+        let environment: String = environment
+            .iter()
+            .chain(more)
+            .map(|(name, value)| format!("{name}='{value}'\n"))
+            .collect();
+        fs::write(work.join("environment"), environment).context("write the environment")?;
+        let disk = self.folder.join("tests.ext4");
+        image::plain(work, "tests", &disk)?;
+        Ok(disk)
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let folder = to.parent().context("a file is in a folder")?;
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::copy(from, to).map(drop))
+        .with_context(|| format!("copy {} to {}", from.display(), to.display()))
+}
+
+fn script(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text)
+        .and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("write {}", file.display()))
+}
+
+/// Builds the test programs `suites`; where each is, by name.
+fn build_tests(suites: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = sh::cargo();
-    cargo.args(["test", "--no-run", "-p", "jobfence-tests", "--tests"]);
+    cargo.args(["test", "--no-run", "-p", "jobfence-tests"]);
+    cargo.args(suites.iter().flat_map(|name| ["--test", name]));
     cargo.arg("--message-format=json-render-diagnostics");
     sh::announce(&cargo);
     let mut child = cargo
@@ -410,6 +530,8 @@ fn tables(columns: &[(&str, &Outcome)], names: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
     use super::*;
 
     fn kernel(major: u32, minor: u32) -> Kernel {
@@ -422,16 +544,16 @@ mod tests {
     #[test]
     fn the_usual_kernels_are_those_of_releases_and_the_newest_two() {
         let offered = [(7, 3), (7, 2), (6, 12), (6, 1), (5, 10)].map(|(a, b)| kernel(a, b));
-        let chosen = choose(&offered, &[]).unwrap();
+        let chosen = choose(&offered, &[], 2).unwrap();
         let series: Vec<_> = chosen.iter().map(|kernel| kernel.series).collect();
         assert_eq!(series, [(6, 1), (6, 12), (7, 2), (7, 3)]);
-        let chosen = choose(&offered, &["5.10".to_owned()]).unwrap();
+        let chosen = choose(&offered, &["5.10".to_owned()], 2).unwrap();
         assert_eq!(chosen, [&offered[4]]);
         for wrong in ["6.2", "newest"] {
-            assert!(choose(&offered, &[wrong.to_owned()]).is_err(), "{wrong}");
+            assert!(choose(&offered, &[wrong.to_owned()], 2).is_err(), "{wrong}");
         }
         assert!(
-            choose(&offered[..2], &[]).is_err(),
+            choose(&offered[..2], &[], 2).is_err(),
             "6.1 is not left out in silence"
         );
     }
@@ -442,6 +564,26 @@ mod tests {
             code,
             output: output.to_owned(),
         }
+    }
+
+    #[test]
+    fn machines_with_one_kernel_are_told_of_together() {
+        let told = |name| {
+            Ok(Outcome {
+                suites: vec![suite(name, Some(0), "")],
+                ..Outcome::default()
+            })
+        };
+        let mut results = BTreeMap::new();
+        for name in ["one", "two"] {
+            add(&mut results, "6.1", told(name));
+        }
+        add(&mut results, "6.12", Err(anyhow!("did not come up")));
+        add(&mut results, "6.12", told("one"));
+        let suites = &results["6.1"].as_ref().unwrap().suites;
+        let names: Vec<_> = suites.iter().map(|suite| suite.name.as_str()).collect();
+        assert_eq!(names, ["one", "two"]);
+        assert!(results["6.12"].is_err(), "a failure is forgotten");
     }
 
     #[test]

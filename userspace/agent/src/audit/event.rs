@@ -65,8 +65,8 @@ pub struct Event {
     /// The file that the job's own rules are in, in a job's first line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// Free text: for [`Kind::Job`] and [`Kind::Loss`], and what is wrong with a refused
-    /// connection for [`Kind::Tls`] and [`Kind::Http`].
+    /// Free text: for [`Kind::Job`] and [`Kind::Loss`]; what is wrong with a refused connection for
+    /// [`Kind::Tls`] and [`Kind::Http`]; why the rule that would allow an attempt does not hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// On a job's first line: the instant at which the host's `CLOCK_MONOTONIC` was 0, by the wall

@@ -1,10 +1,32 @@
 //! Keeping secrets out of the record.
 //!
-//! A command line or a name can hold a credential, and the record is read by more people than
-//! the credential is meant for. Two things are masked: the values of environment variables whose
-//! names say that they are secret, and what looks like a well-known kind of token.
+//! A command line or a name can hold a credential, and the record is read by more people than the
+//! credential is meant for. What is masked, wherever it stands:
+//!
+//! - the values of variables whose names say that they are secret ([`Mask::new`]),
+//! - tokens that name themselves by how they begin (`tokens::TOKENS`), and private keys in PEM;
+//!
+//! and in command lines, where a name cannot have it:
+//!
+//! - what follows a key that says that it is secret, as an option, an assignment, a header or a
+//!   field of JSON (`line::secrecy`),
+//! - the password of a URL, and of options that take `user:password`.
+//!
+//! It is a help against accidents: a job that wants its secret in the record can encode it. And a job
+//! must not hide where it goes by a name that looks like a token, so in a name's last two labels
+//! nothing is masked for its looks.
+//!
+//! Masking is idempotent, and takes time in proportion to the length of the text.
 
-use std::borrow::Cow;
+mod line;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+use std::{borrow::Cow, cmp::Reverse};
+
+use line::{Line, Secrecy, is_place, secrecy};
+use tokens::{tokens, without_keys};
 
 /// What a masked part is replaced by.
 const MASK: &str = "***";
@@ -12,134 +34,126 @@ const MASK: &str = "***";
 /// A value shorter than this is not searched for: it would be found everywhere.
 const SHORTEST: usize = 8;
 
-/// Parts of a variable's name, in upper case, that say that its value is secret.
-const SECRET_NAMES: [&str; 6] = ["TOKEN", "SECRET", "PASS", "CREDENTIAL", "_KEY", "AUTH"];
-
-/// Beginnings of tokens that name themselves, each with the least number of characters that
-/// follow.
-const TOKENS: [(&str, usize); 14] = [
-    ("ghp_", 20),
-    ("gho_", 20),
-    ("ghu_", 20),
-    ("ghs_", 20),
-    ("ghr_", 20),
-    ("github_pat_", 20),
-    ("glpat-", 16),
-    ("npm_", 20),
-    ("pypi-", 20),
-    ("xoxb-", 16),
-    ("xoxp-", 16),
-    ("AKIA", 16),
-    ("ASIA", 16),
-    ("eyJ", 30),
-];
+/// A value of letters alone that is shorter than this is not searched for in names: it may be a
+/// word, such as the name of a database, and then of its host.
+const SHORTEST_WORD: usize = 12;
 
 /// The secrets of one job.
 #[derive(Default)]
 pub struct Mask {
+    /// Each as it is and in lower case, the longest first.
     values: Vec<String>,
 }
 
 impl Mask {
     /// From the variables of the job's environment.
     pub fn new(environment: impl Iterator<Item = (String, String)>) -> Self {
-        let mut values: Vec<_> = environment
-            .filter(|(name, value)| {
-                let name = name.to_uppercase();
-                value.len() >= SHORTEST && SECRET_NAMES.iter().any(|part| name.contains(part))
-            })
-            .map(|(_, value)| value)
-            .collect();
-        // The longest first: one can hold another.
-        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        let mut values = Vec::new();
+        for (name, value) in environment {
+            // Values that begin, end or are divided by a mask would be found in what is masked.
+            let value = value.trim().trim_matches('*');
+            if value.len() >= SHORTEST && !value.contains(MASK) && is_secret(&name, value) {
+                // Names come in lower case, whatever they held.
+                values.extend([value.to_owned(), value.to_lowercase()]);
+            }
+        }
+        // One can hold another.
+        values.sort_unstable_by(|a, b| (Reverse(a.len()), a).cmp(&(Reverse(b.len()), b)));
         values.dedup();
         Self { values }
     }
 
-    /// `text` without secrets. A borrowed answer is the text itself.
+    /// A name without secrets: of a host, of whatever asks for it. What is borrowed has none.
     #[must_use]
-    pub fn apply<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let mut text = Cow::from(text);
-        for value in &self.values {
-            // Names come in lower case, whatever they held.
-            for value in [value.as_str(), &value.to_lowercase()] {
-                if text.contains(value) {
-                    text = text.replace(value, MASK).into();
-                }
-            }
+    pub fn name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let is_word = |value: &str| {
+            value.len() < SHORTEST_WORD && value.bytes().all(|byte| byte.is_ascii_alphabetic())
+        };
+        let name = self.without_values(name, |value| !is_word(value));
+        // Whoever registers a domain chooses what it looks like.
+        let Some((end, _)) = name.rmatch_indices('.').nth(1) else {
+            return name;
+        };
+        let mut masked = String::new();
+        if tokens(&name[..end], true, &mut masked) {
+            masked.push_str(&name[end..]);
+            return masked.into();
         }
-        for (prefix, least) in TOKENS {
-            if text.contains(prefix) {
-                text = mask_tokens(&text, prefix, least).into();
+        name
+    }
+
+    /// A text without the secrets that need nothing around them to be known.
+    #[must_use]
+    pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let text = self.without_values(text, |_| true);
+        let mut masked = String::new();
+        match tokens(&text, false, &mut masked) {
+            true => masked.into(),
+            false => text,
+        }
+    }
+
+    /// The arguments of a process, its program's name first, without secrets.
+    pub fn arguments<'a>(
+        &'a self,
+        arguments: impl IntoIterator<Item = &'a String>,
+    ) -> impl Iterator<Item = Cow<'a, str>> {
+        let mut line = Line::default();
+        arguments.into_iter().map(move |argument| {
+            let text = without_keys(self.without_values(argument, |_| true));
+            let mut masked = String::with_capacity(text.len());
+            line.argument(&text, &mut masked);
+            match masked == *argument {
+                true => Cow::Borrowed(argument.as_str()),
+                false => masked.into(),
+            }
+        })
+    }
+
+    fn without_values<'a>(&self, text: &'a str, counts: impl Fn(&str) -> bool) -> Cow<'a, str> {
+        let mut text = Cow::from(text);
+        for value in self.values.iter().filter(|value| counts(value)) {
+            if text.len() >= value.len() && text.contains(value.as_str()) {
+                text = text.replace(value.as_str(), MASK).into();
             }
         }
         text
     }
 }
 
-/// Masks every word that begins with `prefix` and goes on for at least `least` characters.
-fn mask_tokens(text: &str, prefix: &str, least: usize) -> String {
-    let of_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let mut masked = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(prefix) {
-        let (before, from) = rest.split_at(at);
-        let end = from.find(|c| !of_token(c)).unwrap_or(from.len());
-        masked.push_str(before);
-        let begins_word = !masked.ends_with(|c: char| c.is_ascii_alphanumeric());
-        if begins_word && end >= prefix.len() + least {
-            masked.push_str(prefix);
-            masked.push_str(MASK);
-        } else {
-            masked.push_str(&from[..end]);
-        }
-        rest = &from[end..];
+/// Whether the value of a variable is secret.
+fn is_secret(name: &str, value: &str) -> bool {
+    /// What a name ends with that only speaks of a secret.
+    const ABOUT: [&str; 19] = [
+        "url", "uri", "host", "hostname", "server", "endpoint", "issuer", "audience", "path",
+        "file", "dir", "sock", "port", "name", "user", "username", "type", "mode", "method",
+    ];
+    /// Words that end like `DBPASS`.
+    const WORDS: [&str; 3] = ["bypass", "compass", "trespass"];
+    /// What makes a key none that is secret.
+    const OPEN: [&str; 4] = ["public", "pub", "cache", "step"];
+    /// No name that a person gives is longer, in characters.
+    const LONGEST: usize = 128;
+    let name: String = name.chars().take(LONGEST).collect();
+    let name = name.to_ascii_lowercase();
+    let parts = || name.split(['_', '-', '.']);
+    if parts()
+        .next_back()
+        .is_some_and(|last| ABOUT.contains(&last))
+    {
+        return false;
     }
-    masked.push_str(rest);
-    masked
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mask() -> Mask {
-        let environment = [
-            ("DEPLOY_TOKEN", "correct-horse"),
-            ("db_password", "battery-staple"),
-            ("PASSWORD", "short"),
-            ("HOME", "/home/runner"),
-        ];
-        Mask::new(
-            environment
-                .map(|(name, value)| (name.into(), value.into()))
-                .into_iter(),
-        )
-    }
-
-    #[test]
-    fn secret_variables_are_masked_and_others_are_not() {
-        assert_eq!(
-            mask().apply("curl -H 'X: correct-horse' --user a:battery-staple /home/runner short"),
-            "curl -H 'X: ***' --user a:*** /home/runner short"
-        );
-    }
-
-    #[test]
-    fn a_secret_in_a_name_is_masked_in_lower_case() {
-        let mask = Mask::new([("DB_PASS".to_owned(), "AbCdEfGh1234".to_owned())].into_iter());
-        assert_eq!(mask.apply("abcdefgh1234.x.test"), "***.x.test");
-    }
-
-    #[test]
-    fn tokens_are_masked_by_their_shape() {
-        let token = format!("ghp_{}", "a1".repeat(18));
-        assert_eq!(
-            mask().apply(&format!("git clone https://x:{token}@git.example.com/a")),
-            "git clone https://x:ghp_***@git.example.com/a"
-        );
-        for innocent in ["npm_config_cache=/tmp", "pypi-server", "eyJ", "AKIA"] {
-            assert_eq!(mask().apply(innocent), innocent);
-        }
+    let ends = name.match_indices(['_', '-', '.']).map(|(at, _)| at);
+    let found = ends.chain([name.len()]).find_map(|end| {
+        let key = &name[..end];
+        secrecy(key).or_else(|| secrecy(key.strip_suffix('s')?))
+    });
+    // As in `SSHPASS`.
+    let is_pass = |part: &str| part.ends_with("pass") && !WORDS.contains(&part);
+    let is_key = || parts().next_back() == Some("key") && !parts().any(|part| OPEN.contains(&part));
+    match found.or_else(|| (is_key() || parts().any(is_pass)).then_some(Secrecy::Likely)) {
+        Some(Secrecy::Sure) => true,
+        Some(Secrecy::Likely) => !is_place(value),
+        None => false,
     }
 }

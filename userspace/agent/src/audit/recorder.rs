@@ -389,7 +389,10 @@ impl Recorder {
             proto: Some(protocol(flow.proto)),
             dst,
             process,
-            message: (!report.fault.is_none()).then(|| fault.to_owned()),
+            message: match report.fault.is_none() {
+                true => rule.and_then(|rule| self.clipped(&rule.location)),
+                false => Some(fault.to_owned()),
+            },
             ..self.event(ts, kind, reason)
         };
         self.first(event)
@@ -445,6 +448,9 @@ impl Recorder {
                 qtype: question.qtype.clone(),
                 rcode: question.rcode.clone(),
             }),
+            message: (verdict == Verdict::Deny)
+                .then(|| self.clipped(question.rule.as_ref()?))
+                .flatten(),
             process,
             ..event
         };
@@ -502,6 +508,13 @@ impl Recorder {
             violations: self.violations(),
             tallies: self.ledger.take_tallies(),
         })
+    }
+
+    /// Why the rule at `location` does not hold, if it does not.
+    fn clipped(&self, location: &Location) -> Option<String> {
+        let mut clipped = self.policy.clipped.iter();
+        let clipped = clipped.find(|clipped| clipped.rule.location == *location)?;
+        Some(clipped.to_string())
     }
 
     /// The layer of the policy that a rule is of.
@@ -614,8 +627,9 @@ impl Recorder {
         })
     }
 
-    fn masked(&self, text: &str) -> String {
-        self.mask.apply(text).into_owned()
+    /// A name without the job's secrets.
+    fn masked(&self, name: &str) -> String {
+        self.mask.name(name).into_owned()
     }
 
     fn info(&self, process: &Process) -> ProcessInfo {
@@ -623,19 +637,14 @@ impl Recorder {
             pid: process.pid,
             ppid: (process.ppid != 0).then_some(process.ppid),
             uid: None,
-            comm: shown(&process.comm),
+            comm: shown(&self.mask.text(&process.comm)),
             exe: process
                 .exe
                 .as_ref()
-                .map(|exe| shown(&exe.to_string_lossy())),
+                .map(|exe| shown(&self.mask.text(&exe.to_string_lossy()))),
             cmdline: (!process.arguments.is_empty()).then(|| {
                 // Before they are quoted: a secret with a quote in it would look different then.
-                process::join(
-                    process
-                        .arguments
-                        .iter()
-                        .map(|argument| self.mask.apply(argument)),
-                )
+                process::join(self.mask.arguments(process.arguments.iter()))
             }),
             ancestors: Vec::new(),
         }

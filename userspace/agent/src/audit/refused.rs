@@ -53,7 +53,7 @@ impl Refused {
             ..
         } = self;
         let mut first = format!("{destination} — {why}");
-        if let Some(rule) = rule {
+        if let Some(rule) = rule.as_ref().filter(|rule| !why.contains(&**rule)) {
             _ = write!(first, " ({rule})");
         }
         if *count != 1 {
@@ -171,7 +171,10 @@ pub fn destination(event: &Event) -> String {
 #[must_use]
 pub fn meaning(event: &Event) -> &str {
     match &*event.reason {
-        "sni" | "host-header" => event.message.as_deref().unwrap_or("refused by its name"),
+        _ if event.message.is_some() => event.message.as_deref().unwrap_or_default(),
+        "sni" | "host-header" => "refused by its name",
+        "expired" => "the rule for it is past its last day",
+        "outside-job" => "a process of the job's user, and in no job: `guard` holds it",
         "name" => "no rule allows the name",
         "denied" => "a deny rule refuses it",
         "no-rule" => "no rule allows the address",
@@ -201,6 +204,10 @@ pub fn meaning(event: &Event) -> &str {
 #[must_use]
 pub fn suggestion(event: &Event) -> Option<String> {
     let proto = event.proto.as_deref()?;
+    if event.message.is_some() && !matches!(event.kind, Kind::Tls | Kind::Http) {
+        // There is a rule for it, and another line like it would not hold either.
+        return None;
+    }
     match &*event.reason {
         "name" => {
             let question = event.dns.as_ref()?;

@@ -1,6 +1,7 @@
 //! Which logs are kept, and for how long.
 
 use std::{
+    collections::{HashMap, VecDeque},
     ffi::OsString,
     io,
     os::unix::ffi::OsStrExt as _,
@@ -58,15 +59,43 @@ pub enum RetentionError {
     },
 }
 
+/// Whose log it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A user who is neither trusted nor runs CI runners.
+    Stranger,
+    /// A user who runs CI runners.
+    Runner(u32),
+    /// Somebody who is trusted.
+    Trusted,
+}
+
 struct Old {
     name: OsString,
     modified: SystemTime,
     bytes: u64,
 }
 
-/// Removes logs from `folder`, the oldest first, until what is left keeps to `limits` at the time
-/// `now`. The log of a job of which `is_running` says so stays, and counts. What is not a file, or
-/// has another name than a log, is left alone and does not count.
+impl Old {
+    fn is_older(&self, age: Duration, now: SystemTime) -> bool {
+        now.duration_since(self.modified).unwrap_or_default() > age
+    }
+}
+
+/// The logs of one owner.
+#[derive(Default)]
+struct Owned {
+    /// What can be removed, the oldest first.
+    logs: VecDeque<Old>,
+    /// Of all of them.
+    bytes: u64,
+}
+
+/// Removes logs from `folder` until what is left keeps to `limits` at the time `now`: those that are
+/// too old, and then the oldest of whoever `owner` says has the most bytes, of strangers before all
+/// others, so that nobody pushes out what another has done. The log of a job of which `is_running` says
+/// so stays, and counts. What is not a file, or has another name than a log, is left alone and does
+/// not count.
 ///
 /// # Errors
 ///
@@ -76,6 +105,7 @@ pub fn retain(
     limits: &Limits,
     now: SystemTime,
     is_running: impl Fn(&str) -> bool,
+    owner: impl Fn(&str) -> Owner,
 ) -> Result<Removed, RetentionError> {
     let unreadable = |errno: Errno| RetentionError::Folder {
         path: folder.to_owned(),
@@ -110,17 +140,33 @@ pub fn retain(
 
     let mut files = logs.len();
     let mut bytes: u64 = logs.iter().map(|log| log.bytes).sum();
+    // Those of each owner, the oldest first.
+    let mut owners: HashMap<Owner, Owned> = HashMap::new();
+    for log in logs {
+        let name = log.name.to_string_lossy();
+        let id = name.strip_suffix(SUFFIX).unwrap_or(&name);
+        let owned = owners.entry(owner(id)).or_default();
+        owned.bytes += log.bytes;
+        if !is_running(id) {
+            owned.logs.push_back(log);
+        }
+    }
     let mut removed = Removed::default();
     let mut result = Ok(());
-    for log in logs {
-        let age = now.duration_since(log.modified).unwrap_or_default();
-        if age <= limits.age && files <= limits.files && bytes <= limits.bytes {
+    loop {
+        let is_full = files > limits.files || bytes > limits.bytes;
+        let next = owners
+            .iter_mut()
+            .filter(|(_, owned)| {
+                let oldest = owned.logs.front();
+                oldest.is_some_and(|log| is_full || log.is_older(limits.age, now))
+            })
+            .max_by_key(|(owner, owned)| (**owner == Owner::Stranger, owned.bytes));
+        let Some((_, owned)) = next else { break };
+        let Some(log) = owned.logs.pop_front() else {
             break;
-        }
-        let name = log.name.to_string_lossy();
-        if is_running(name.strip_suffix(SUFFIX).unwrap_or(&name)) {
-            continue;
-        }
+        };
+        owned.bytes -= log.bytes;
         match unlinkat(&fd, &log.name, AtFlags::empty()) {
             Ok(()) => {
                 removed.files += 1;
@@ -182,7 +228,18 @@ mod tests {
         }
 
         fn retain(&self, limits: &Limits) -> Result<Removed, RetentionError> {
-            retain(&self.0, limits, now(), |id| id.starts_with("running"))
+            let owner = |id: &str| match id.split_once('-') {
+                Some(("stranger", _)) => Owner::Stranger,
+                Some((uid, _)) => Owner::Runner(uid.parse().unwrap_or(0)),
+                None => Owner::Trusted,
+            };
+            retain(
+                &self.0,
+                limits,
+                now(),
+                |id| id.starts_with("running"),
+                owner,
+            )
         }
     }
 
@@ -244,6 +301,38 @@ mod tests {
     }
 
     #[test]
+    fn nobody_pushes_out_the_logs_of_others() {
+        for (limits, left) in [
+            // What strangers have goes first,
+            (
+                1_000,
+                ["1-a.jsonl", "1-b.jsonl", "2-a.jsonl", "trusted.jsonl"].as_slice(),
+            ),
+            // then the oldest of whoever has the most.
+            (650, &["1-b.jsonl", "2-a.jsonl", "trusted.jsonl"]),
+            (250, &["2-a.jsonl", "trusted.jsonl"]),
+        ] {
+            let folder = Folder::new("owners");
+            folder.add("trusted.jsonl", 100, 90);
+            folder.add("2-a.jsonl", 100, 80);
+            folder.add("1-a.jsonl", 400, 20);
+            folder.add("1-b.jsonl", 400, 10);
+            for number in 0..9 {
+                folder.add(&format!("stranger-{number}.jsonl"), 10, number);
+            }
+            folder
+                .retain(&Limits {
+                    bytes: limits,
+                    ..LIMITS
+                })
+                .unwrap();
+            let mut names = folder.names();
+            names.retain(|name| !name.starts_with("stranger"));
+            assert_eq!(names, left, "{limits}");
+        }
+    }
+
+    #[test]
     fn the_log_of_a_running_job_stays_and_counts() {
         let folder = Folder::new("running");
         folder.add("running-1.jsonl", 900, 5000);
@@ -271,7 +360,7 @@ mod tests {
         let link = Folder::new("link").0.join("logs");
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         symlink(&folder.0, &link).unwrap();
-        let refused = retain(&link, &LIMITS, now(), |_| false);
+        let refused = retain(&link, &LIMITS, now(), |_| false, |_| Owner::Trusted);
         fs::remove_dir_all(link.parent().unwrap()).unwrap();
         assert!(
             matches!(refused, Err(RetentionError::Folder { .. })),

@@ -438,7 +438,7 @@ pub enum Code {
     Unknown,
     /// There is, or was, a job with that id; or it was narrowed before.
     Exists,
-    /// The policy is invalid. The job is fenced, and may reach nothing.
+    /// The policy is invalid. The job is fenced, and may reach no more than the host's baseline.
     Policy,
     /// The fence could not be set up, or does not hold.
     Fence,

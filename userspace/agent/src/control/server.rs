@@ -90,6 +90,13 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 6 } el
 /// How long requests that are being answered may go on when the agent is asked to stop.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Connections that all callers of a kind may have: more than there can be jobs.
+const MOST_OF_A_KIND: usize = 2048;
+
+/// Bytes of a policy that somebody hands over who is not trusted, at most: it can only take from what
+/// is allowed, and the agent keeps it for as long as the job runs.
+const MAX_NARROWING: usize = 64 << 10;
+
 /// How long the place of a caller who is not trusted stays taken after the answer: a caller in a
 /// loop is answered so often, times its places, and no more.
 const REST: Duration = Duration::from_millis(10);
@@ -277,7 +284,8 @@ struct Place {
 }
 
 impl Caller {
-    /// How many connections it may have, and how many all callers of its kind together.
+    /// How many connections it may have, and how many all callers of its kind together that have more
+    /// than one.
     fn limits(&self) -> (usize, usize) {
         match self {
             Self::Inside(_) | Self::Another(_) => (8, 64),
@@ -293,18 +301,22 @@ impl Place {
         use std::mem::discriminant;
 
         let mut taken = places.borrow_mut();
-        let kind = |other: &Caller| discriminant(other) == discriminant(caller);
-        let all: usize = taken
-            .iter()
-            .filter(|(other, _)| kind(other))
-            .map(|(_, n)| n)
-            .sum();
-        let own = taken.get(caller).copied().unwrap_or(0);
+        let of = |is: &dyn Fn(&Caller) -> bool| -> usize {
+            let taken = taken.iter().filter(|(other, _)| is(other));
+            taken.map(|(_, n)| n).sum()
+        };
+        let all = of(&|other| discriminant(other) == discriminant(caller));
+        // A user inside a runner's fence has more users, subordinate ones, and none has more by that.
+        let own = of(&|other| match (other, caller) {
+            (Caller::Runner { fence: a, .. }, Caller::Runner { fence: b, .. }) => a == b,
+            _ => other == caller,
+        });
         let (most, most_of_all) = caller.limits();
-        if own >= most || all >= most_of_all {
+        // One that has none gets one, however many the others have.
+        if own >= most || own > 0 && all >= most_of_all || all >= MOST_OF_A_KIND {
             return None;
         }
-        taken.insert(caller.clone(), own + 1);
+        *taken.entry(caller.clone()).or_default() += 1;
         drop(taken);
         Some(Self {
             places: Rc::clone(places),
@@ -378,14 +390,15 @@ impl<J: Jobs> Server<J> {
         let (peer, caller) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
-                tracing::info!(%error, "a caller is not served");
+                tracing::debug!(%error, "a caller is not served");
                 let refusal = Refusal::new(Code::Forbidden, error.to_string());
                 send_at_once(&stream, &greeting, refusal);
                 return;
             }
         };
         let Some(place) = Place::take(&self.places, &caller) else {
-            tracing::info!(
+            // Where everybody can ask for a line, lines are lost.
+            tracing::debug!(
                 pid = peer.pid(),
                 uid = peer.uid(),
                 ?caller,
@@ -421,6 +434,10 @@ impl<J: Jobs> Server<J> {
             )),
         };
         let what = request.as_ref().ok().map(told);
+        let changes = matches!(
+            request,
+            Ok(Request::Start(_) | Request::Finish(_) | Request::Narrow(_))
+        );
         let reply = match request {
             Ok(request) => self.answer(peer, request).await,
             Err(refusal) => Err(refusal),
@@ -428,12 +445,20 @@ impl<J: Jobs> Server<J> {
         let (pid, uid) = (peer.pid(), peer.uid());
         let reply = match reply {
             Ok(reply) => {
-                tracing::info!(pid, uid, request = what, outcome = "done");
+                if changes {
+                    tracing::info!(pid, uid, request = what, outcome = "done");
+                } else {
+                    tracing::debug!(pid, uid, request = what, outcome = "done");
+                }
                 reply
             }
             Err(refusal) => {
                 let Refusal { code, message } = &refusal;
-                tracing::info!(pid, uid, request = what, outcome = ?code, ?message);
+                if uid == 0 {
+                    tracing::info!(pid, uid, request = what, outcome = ?code, ?message);
+                } else {
+                    tracing::debug!(pid, uid, request = what, outcome = ?code, ?message);
+                }
                 Answer::Error(refusal).into()
             }
         };
@@ -473,6 +498,7 @@ impl<J: Jobs> Server<J> {
                 ));
             }
             (Request::Narrow(policy), Caller::Inside(job)) => {
+                check_length(&policy)?;
                 self.jobs.narrow(job, policy).await?;
                 Answer::Narrowed(Nothing {})
             }
@@ -574,6 +600,10 @@ impl<J: Jobs> Server<J> {
             (_, Some(_)) => peer.check_numbers().map_err(forbidden)?,
             (_, None) => {}
         }
+        let narrows = !trusted || order.launch.is_some_and(|launch| launch.narrows);
+        if let (true, Some(policy)) = (narrows, &order.policy) {
+            check_length(policy)?;
+        }
         let owner = Owner {
             uid: peer.uid(),
             trusted,
@@ -633,6 +663,21 @@ fn unknown(id: &str) -> Refusal {
         "there is no job {id} that the caller may see: `jobfence job list` tells which there are"
     );
     Refusal::new(Code::Unknown, message)
+}
+
+fn check_length(policy: &PolicyText) -> Result<(), Refusal> {
+    let length = policy.text.len();
+    if length <= MAX_NARROWING {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::Policy,
+        format!(
+            "the policy {} has {length} bytes, and one that can only take from what the host allows has \
+             at most {MAX_NARROWING}",
+            policy.file
+        ),
+    ))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -760,4 +805,40 @@ fn has_hung_up(stream: &UnixStream) -> io::Result<bool> {
     let mut fds = [PollFd::new(stream, PollFlags::empty())];
     poll(&mut fds, Some(&Timespec::default()))?;
     Ok(fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(places: &Rc<RefCell<Places>>, caller: &Caller, times: usize) -> Vec<Place> {
+        (0..times)
+            .filter_map(|_| Place::take(places, caller))
+            .collect()
+    }
+
+    #[test]
+    fn who_has_no_connection_gets_one_however_many_the_others_have() {
+        let places = Rc::default();
+        let inside = |job: usize| Caller::Inside(job.to_string());
+        let jobs: Vec<_> = (0..9).map(|job| take(&places, &inside(job), 9)).collect();
+        let taken: Vec<_> = jobs.iter().map(Vec::len).collect();
+        assert_eq!(taken, [8, 8, 8, 8, 8, 8, 8, 8, 1]);
+        drop(jobs);
+        assert!(places.borrow().is_empty());
+        assert_eq!(take(&places, &inside(0), 9).len(), 8);
+    }
+
+    #[test]
+    fn a_runners_fence_has_no_more_by_having_more_users() {
+        let places = Rc::default();
+        let runner = |fence: &str, uid| Caller::Runner {
+            fence: fence.to_owned(),
+            uid,
+        };
+        let users = (100_000..100_040).map(|uid| take(&places, &runner("a", uid), 1));
+        let users: Vec<_> = users.flatten().collect();
+        assert_eq!(users.len(), 16);
+        assert_eq!(take(&places, &runner("b", 1001), 1).len(), 1);
+    }
 }

@@ -80,12 +80,16 @@ fn caller() {
             say("connected");
             wait();
             greeted(&mut stream);
-            writeln!(stream, "{request}").expect("sent");
+            // In one piece: a connection may end for what the first one says.
+            let line = format!("{request}\n");
+            stream.write_all(line.as_bytes()).expect("sent");
             say(&line_of(&mut stream));
         }
         "ask-early" => {
             let mut stream = connect();
-            writeln!(stream, "{request}").expect("sent");
+            // In one piece: a connection may end for what the first one says.
+            let line = format!("{request}\n");
+            stream.write_all(line.as_bytes()).expect("sent");
             say("connected");
             wait();
             let answer = io::read_to_string(&mut stream).unwrap_or_default();
@@ -99,7 +103,9 @@ fn caller() {
                     .try_clone_to_owned()
                     .expect("a descriptor"),
             );
-            writeln!(stream, "{request}").expect("sent");
+            // In one piece: a connection may end for what the first one says.
+            let line = format!("{request}\n");
+            stream.write_all(line.as_bytes()).expect("sent");
             say(&line_of(&mut stream));
         }
         // As process 1 of a pid namespace.
@@ -941,6 +947,29 @@ fn silent_callers_hurt_nobody_and_are_let_go() {
         server.exchange(b"{\"version\":1,\"request\":{\"list\":{}}}\n"),
         Answer::Jobs(_)
     ));
+}
+
+#[test]
+fn what_a_stranger_hands_over_is_not_kept_at_any_length() {
+    if !is_root("callers of other users") {
+        return;
+    }
+    let server = Server::start();
+    let start = |id: &str, pid: &str, length: usize| {
+        let text = "#".repeat(length);
+        format!(
+            r#"{{"start":{{"id":"{id}","pid":{pid},"policy":{{"file":"p.yml","text":"{text}"}}}}}}"#
+        )
+    };
+    let long = start("u60011-a", "SELF", (64 << 10) + 1);
+    refused(server.ask_as(ANN, &long), Code::Policy);
+    assert!(server.done().is_empty());
+    let most = start("u60011-a", "SELF", 64 << 10);
+    assert!(matches!(server.ask_as(ANN, &most), Answer::Started(_)));
+    let roots = start("a", &std::process::id().to_string(), 1 << 19);
+    let roots = format!("{{\"version\":1,\"request\":{roots}}}\n");
+    let root = server.exchange(roots.as_bytes());
+    assert!(matches!(root, Answer::Started(_)), "{root:?}");
 }
 
 #[test]

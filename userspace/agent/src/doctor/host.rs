@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
 };
@@ -19,13 +20,16 @@ use rustix::{
 
 use super::{Check, read};
 use crate::{
+    control::protocol::{Labels, PolicyText},
     job::{
         cgroup::{self, CgroupError},
+        delegate,
+        launch::LaunchError,
         process,
-        run::{Options, Outcome, run},
+        run::{Options, job_id, run},
         user::Account,
     },
-    kernel::{self, BPFFS, Connections, Kernel},
+    kernel::{self, BPFFS, Connections, Guard, Kernel, KernelError},
     names, sys,
 };
 
@@ -72,7 +76,7 @@ pub(super) fn capabilities() -> Check {
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
-        Check::ok(ID, "has those that a fence takes")
+        Check::ok(ID, "jobfence has all that a fence takes")
     } else {
         Check::cannot(ID, format!("lacks {}", missing.join(", "))).mend(
             "run jobfence as root; in a service unit or a container, do not take these away from it",
@@ -115,7 +119,7 @@ pub(super) fn cgroup() -> Check {
         Ok(own) => own.components().collect::<PathBuf>(),
         Err(error) => return no_cgroup(ID, &error),
     };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = sys::read_text("/proc/self/mountinfo").unwrap_or_default();
     let beside = version_1(&mounts);
     let mut found = format!("version 2, jobs go below {}", own.display());
     if !beside.is_empty() {
@@ -203,7 +207,10 @@ pub(super) fn programs(root: bool) -> (Check, Option<Kernel>) {
         Ok(kernel) => {
             let count = kernel.attached().count();
             (
-                Check::ok(ID, format!("the kernel accepts all {count}")),
+                Check::ok(
+                    ID,
+                    format!("the kernel accepts all {count} BPF programs of a fence"),
+                ),
                 Some(kernel),
             )
         }
@@ -228,11 +235,12 @@ struct CoAttached {
     flags: u32,
 }
 
-/// Programs of others run for jobs too, after jobfence's own (one that can be overridden does not). They can overturn an error of the
-/// `connect`, `sendmsg` and `sock_create` programs (`bpf_set_retval`) and lead elsewhere what those
-/// let pass, but not bring back a packet: the packet program's verdict counts when it denies, and
-/// there is no such helper for it (`cgroup_common_func_proto` in kernel/bpf/cgroup.c).
-pub(super) fn co_attached(kernel: Option<&Kernel>) -> Check {
+/// Programs of others run for jobs too, after jobfence's own (one that can be overridden does not).
+/// They can overturn an error of the `connect`, `sendmsg` and `sock_create` programs
+/// (`bpf_set_retval`) and lead elsewhere what those let pass, but not bring back a packet: the packet
+/// program's verdict counts when it denies, and there is no such helper for it
+/// (`cgroup_common_func_proto` in kernel/bpf/cgroup.c). Those of `guard` are no others'.
+pub(super) fn co_attached(kernel: Option<&Kernel>, guard: Option<&Guard>) -> Check {
     const ID: &str = "co-attached";
     let Some(kernel) = kernel else {
         return Check::unknown(ID, "not asked: no programs");
@@ -240,12 +248,23 @@ pub(super) fn co_attached(kernel: Option<&Kernel>) -> Check {
     let found = cgroup::own()
         .map_err(io::Error::other)
         .and_then(|own| above(&own, kernel));
-    let found = match found {
+    let mut found = match found {
         Ok(found) => found,
         Err(error) => return Check::unknown(ID, error.to_string()),
     };
+    // By number: anybody's program can have any name.
+    let ours = guard.map_or(&[][..], |guard| &guard.programs);
+    let all = found.len();
+    found.retain(|other| !ours.contains(&other.id));
     if found.is_empty() {
-        return Check::ok(ID, "no other program at this cgroup or above");
+        let but = match all {
+            0 => "",
+            _ => " but jobfence's `guard`",
+        };
+        return Check::ok(
+            ID,
+            format!("no other BPF program at this cgroup or above{but}"),
+        );
     }
     let alone = found
         .iter()
@@ -328,35 +347,109 @@ fn detach(found: &[CoAttached]) -> String {
     )
 }
 
-/// Sets up a job, and lets it begin a command that cannot be executed: all that `jobfence run` does,
-/// its self-probe included, by the same function.
-///
-/// That happens in a mount namespace with a bpf file system of its own, so that what is pinned goes
-/// with it, and abandoned jobs of others are not seen, which a start of jobfence would end.
-pub(super) fn trial(account: &Account) -> Check {
-    const ID: &str = "trial";
-    let account = account.clone();
-    let tried = thread::spawn(move || set_up(account)).join();
-    let failed = match tried {
-        Err(_) => "it panicked".to_owned(),
-        Ok(Err(error)) => error,
-        Ok(Ok(Outcome {
-            failure: Some(failure),
-            ..
-        })) => failure,
-        // As it should be: a folder is no program.
-        Ok(Ok(Outcome {
-            not_executed: Some(_),
-            ..
-        })) => return Check::ok(ID, "a job was set up, refused each way out, and ended"),
-        Ok(Ok(_)) => "a folder was executed as a program".to_owned(),
-    };
-    Check::cannot(ID, failed).mend(format!("see the other checks; {OUTSIDE}"))
+/// Whether an agent holds the user to its jobs, and is there for them: at `agent`.
+pub(super) fn guard(found: &Result<Guard, KernelError>, account: &Account, agent: &Path) -> Check {
+    const ID: &str = "guard";
+    let user = account.name();
+    match found {
+        Err(error) => return Check::unknown(ID, error.to_string()),
+        Ok(guard) if !guard.holds(account.uid) => {
+            let found = format!("{user} may have sockets outside jobs (no `guard` in agent.yml)");
+            return Check::ok(ID, found);
+        }
+        Ok(_) => {}
+    }
+    let found = format!("{user} may have sockets only in jobs of the agent (`guard` in agent.yml)");
+    match UnixStream::connect(agent) {
+        Ok(_) => Check::ok(ID, found),
+        Err(error) => Check::cannot(
+            ID,
+            format!("{found}, and no agent is at {}: {error}", agent.display()),
+        )
+        .means(
+            "each socket of this user is refused, and `jobfence run` refuses to run anything (exit \
+             code 111), until the agent is there",
+        )
+        .mend("systemctl start jobfence-agent"),
+    }
 }
 
-fn set_up(account: Account) -> Result<Outcome, String> {
-    const POLICY: &[u8] = b"version: 1\njobs: {default: {}}\n";
-    let job = Policy::parse("doctor", POLICY)
+/// A job that may reach nothing.
+const POLICY: &str = "version: 1\njobs: {default: {}}\n";
+/// What none can execute: a folder.
+const COMMAND: &str = "/";
+
+/// Sets up a job, and lets it begin a command that cannot be executed: all that `jobfence run` does,
+/// its self-probe included, by the same functions. As a job of the agent at `agent`, if that is given.
+pub(super) fn trial(account: &Account, agent: Option<&Path>) -> Check {
+    const ID: &str = "trial";
+    let account = account.clone();
+    let socket = agent.map(Path::to_owned);
+    let tried = thread::spawn(move || match socket {
+        Some(socket) => under_agent(account, socket),
+        None => alone(account),
+    });
+    let (whose, where_else) = match agent {
+        Some(_) => (" of the agent", "the agent's log says more"),
+        None => ("", OUTSIDE),
+    };
+    let failed = match tried.join() {
+        Ok(Ok(())) => {
+            let found = format!("a job{whose} was set up, refused each way out, and ended");
+            return Check::ok(ID, found);
+        }
+        Ok(Err(error)) => error,
+        Err(_) => "it panicked".to_owned(),
+    };
+    Check::cannot(ID, failed).mend(format!("see the other checks; {where_else}"))
+}
+
+/// As it should be: the command was not executed.
+fn ended(not_executed: Option<LaunchError>) -> Result<(), String> {
+    let none = || format!("{COMMAND} was executed as a program");
+    not_executed.map(drop).ok_or_else(none)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// By an agent: its guard refuses the sockets of all other jobs.
+fn under_agent(account: Account, socket: PathBuf) -> Result<(), String> {
+    /// What an agent says of a job whose fence failed.
+    const FAILED: u8 = 111;
+    let options = delegate::Options {
+        socket,
+        id: Some(format!("doctor-{}", job_id())),
+        policy: Some(PolicyText {
+            file: "doctor".to_owned(),
+            text: POLICY.to_owned(),
+        }),
+        narrows: false,
+        labels: Labels::default(),
+        job: "default".to_owned(),
+        audit: None,
+        account,
+        command: vec![COMMAND.into()],
+        log: None,
+    };
+    let outcome = runtime()?
+        .block_on(delegate::run(options))
+        .map_err(|error| error.to_string())?;
+    // Not for what the user does outside meanwhile, which is a violation of each job that runs.
+    match outcome.finished {
+        finished if finished.exit == FAILED => Err(finished.report),
+        _ => ended(outcome.not_executed),
+    }
+}
+
+/// In a mount namespace with a bpf file system of its own, so that what is pinned goes with it, and
+/// abandoned jobs of others are not seen, which a start of jobfence would end.
+fn alone(account: Account) -> Result<(), String> {
+    let job = Policy::parse("doctor", POLICY.as_bytes())
         .and_then(|policy| policy.job(None))
         .map_err(|error| error.to_string())?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| format!("a mount namespace: {errno}"))?;
@@ -364,43 +457,46 @@ fn set_up(account: Account) -> Result<Outcome, String> {
     mount_change("/", private)
         .and_then(|()| mount("bpf", BPFFS, "bpf", MountFlags::empty(), c"mode=0700"))
         .map_err(|errno| format!("a bpf file system in a mount namespace: {errno}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
     let options = Options {
         policy: job,
         account,
-        command: vec!["/".into()],
+        command: vec![COMMAND.into()],
         log: None,
     };
-    runtime
+    let outcome = runtime()?
         .block_on(run(options))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    match outcome.failure {
+        Some(failure) => Err(failure),
+        None => ended(outcome.not_executed),
+    }
 }
 
 pub(super) fn jit(enable: Option<&str>, harden: Option<&str>) -> Check {
     const ID: &str = "jit";
     match (enable, harden) {
         (None, _) => Check::unknown(ID, "cannot be seen from this network namespace"),
-        (Some("0"), _) => Check::note(ID, "off")
+        (Some("0"), _) => Check::note(ID, "the kernel does not compile BPF programs")
             .means("every packet of a job is decided by an interpreter: slower, not weaker")
             .mend("sysctl -w net.core.bpf_jit_enable=1"),
-        (Some(_), Some("2")) => Check::ok(ID, "on, hardened for all programs"),
-        (Some(_), Some("1")) => Check::ok(ID, "on, hardened for those of other users"),
-        (Some(_), _) => Check::ok(ID, "on"),
+        (Some(_), Some("2")) => Check::ok(ID, "the kernel compiles BPF programs, hardened"),
+        (Some(_), Some("1")) => Check::ok(
+            ID,
+            "the kernel compiles BPF programs, those of other users hardened",
+        ),
+        (Some(_), _) => Check::ok(ID, "the kernel compiles BPF programs"),
     }
 }
 
 pub(super) fn unprivileged_bpf(disabled: Option<&str>) -> Check {
     const ID: &str = "unprivileged-bpf";
     match disabled {
-        Some("0") => Check::note(ID, "every user may load programs")
+        Some("0") => Check::note(ID, "every user may load BPF programs")
             .means(
                 "bugs of the verifier are in reach of users; not of jobs, which are refused bpf()",
             )
             .mend("sysctl -w kernel.unprivileged_bpf_disabled=2"),
-        Some(_) => Check::ok(ID, "refused to other users"),
+        Some(_) => Check::ok(ID, "only root may load BPF programs"),
         None => Check::unknown(ID, "no kernel.unprivileged_bpf_disabled here"),
     }
 }
@@ -452,8 +548,8 @@ fn user_namespace_limits(max: Option<&str>, clone: Option<&str>, apparmor: Optio
     }
     let restricted = clone == Some("0") || apparmor == Some("1");
     let found = match max {
-        Some(max) => format!("at most {max}"),
-        None => "there are some".to_owned(),
+        Some(max) => format!("at most {max}, of which each job takes one"),
+        None => "the kernel has them, and each job takes one".to_owned(),
     };
     if restricted {
         Check::ok(
@@ -482,7 +578,7 @@ pub(super) fn ptrace(scope: Option<&str>) -> Check {
     };
     Check::ok(
         "ptrace",
-        format!("{scope}; a job traces nothing outside, from a user namespace of its own"),
+        format!("{scope}; a job that jobfence launches traces nothing outside its user namespace"),
     )
 }
 
@@ -539,10 +635,24 @@ pub(super) fn process_events(root: bool) -> Check {
     }
     match process::try_events() {
         Ok(()) => Check::ok(ID, "the kernel tells of processes"),
-        Err(error) => Check::note(ID, format!("the kernel tells of no processes: {error}"))
-            .means("command lines of short-lived processes may be missing from events")
-            .mend("a kernel with CONFIG_PROC_EVENTS, and CAP_NET_ADMIN for jobfence"),
+        Err(error) => no_process_events(&error, process::is_contained()),
     }
+}
+
+fn no_process_events(error: &io::Error, is_contained: bool) -> Check {
+    const ID: &str = "process-events";
+    const MEANS: &str = "of a process that is gone when its attempt is looked at, events lack the \
+                         command line and the ancestors; what is refused is the same";
+    let mend = if is_contained {
+        "run jobfence on the host itself"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "give jobfence CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter the host's network namespace"
+    } else {
+        "a kernel with CONFIG_PROC_EVENTS"
+    };
+    Check::note(ID, format!("the kernel tells of no processes: {error}"))
+        .means(MEANS)
+        .mend(mend)
 }
 
 pub(super) fn refused_connections(root: bool) -> Check {
@@ -551,10 +661,16 @@ pub(super) fn refused_connections(root: bool) -> Check {
         return Check::unknown(ID, "only root can end those of others");
     }
     match Connections::open().and_then(|connections| connections.try_ending()) {
-        Ok(()) => Check::ok(ID, "ended at once"),
-        Err(error) => Check::note(ID, format!("cannot be ended at once: {error}"))
-            .means("a client that is refused for what it sends waits until it gives up")
-            .mend("a kernel with CONFIG_INET_DIAG_DESTROY, and CAP_NET_ADMIN for jobfence"),
+        Ok(()) => Check::ok(
+            ID,
+            "a connection that turns out to be forbidden is ended at once",
+        ),
+        Err(error) => Check::note(
+            ID,
+            format!("a connection that turns out to be forbidden cannot be ended: {error}"),
+        )
+        .means("a client that is refused for what it sends waits until it gives up")
+        .mend("a kernel with CONFIG_INET_DIAG_DESTROY, and CAP_NET_ADMIN for jobfence"),
     }
 }
 
@@ -622,6 +738,23 @@ mod tests {
         let restricted = user_namespace_limits(Some("9"), Some("0"), Some("1"));
         assert_eq!(restricted.status, Status::Ok);
         assert!(restricted.found.contains("restricted for others"));
+    }
+
+    #[test]
+    fn why_the_kernel_tells_of_no_processes_decides_what_to_do() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        for (error, is_contained, mend) in [
+            (&refused, true, "on the host itself"),
+            (&denied, true, "on the host itself"),
+            (&denied, false, "CAP_NET_ADMIN"),
+            (&refused, false, "CONFIG_PROC_EVENTS"),
+        ] {
+            let check = no_process_events(error, is_contained);
+            assert_eq!(check.status, Status::Note);
+            let told = check.mend.unwrap_or_default();
+            assert!(told.contains(mend), "{error}, {is_contained}: {told}");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Each check is about something that [`run`](crate::job::run::run) stands on, or that leads around
 //! a job's fence. What can be told by trying is tried: a job is set up by the very function that
 //! `jobfence run` calls, with a command that cannot be executed, and ends. Nothing of it is left
-//! behind, and nothing of the host is changed.
+//! behind, and nothing of the host is changed; but where an agent holds the user to its jobs, the
+//! trial is one of these, and its log is with theirs.
 //!
 //! What [`advisory_reasons`](crate::job::advisory_reasons) says of a job is said here too, and what
 //! a job would be refused for is [`Status::Cannot`]. A note weakens no fence.
@@ -13,10 +14,12 @@
 mod host;
 mod user;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use rustix::process::geteuid;
 use serde::Serialize;
+
+use crate::{job::user::Account, kernel::Guard};
 
 /// What no fence of this kind closes, whatever the host.
 pub const NOT_COVERED: [&str; 5] = [
@@ -138,14 +141,21 @@ impl Check {
 }
 
 /// Looks at this host, for jobs of `asked` (a login name or a user id), else of whom `jobfence run`
-/// would take: who called sudo, or calls this without root and would call sudo; else root.
+/// would take: who called sudo, or calls this without root and would call sudo; else root. `agent` is
+/// the socket of the host's agent, which is asked for a job only where that holds the user to its jobs.
 ///
 /// It is quick, but waits for programs: call it before a runtime is started.
 #[must_use]
-pub fn examine(asked: Option<&str>) -> Report {
+pub fn examine(asked: Option<&str>, agent: &Path) -> Report {
     let root = geteuid().is_root();
     let found = user::find(asked);
     let account = found.as_ref().ok();
+
+    let guard = Guard::find();
+    let is_held = match (&guard, account) {
+        (Ok(guard), Some(account)) => guard.holds(account.uid),
+        _ => false,
+    };
 
     let (programs, kernel) = host::programs(root);
     let mut checks = vec![
@@ -155,14 +165,17 @@ pub fn examine(asked: Option<&str>) -> Report {
         host::cgroup(),
         host::bpffs(root),
         programs,
-        host::co_attached(kernel.as_ref()),
+        host::co_attached(kernel.as_ref(), guard.as_ref().ok()),
         host::user_namespaces(),
         host::dns(),
         user::user(&found),
     ];
+    checks.extend(account.map(|account| host::guard(&guard, account, agent)));
     // What is known to fail need not be tried.
     checks.push(match account {
-        Some(account) if worth(&checks) != Worth::Cannot => host::trial(account),
+        Some(account) if worth(&checks) != Worth::Cannot => {
+            host::trial(account, is_held.then_some(agent))
+        }
         _ => Check::unknown("trial", "not tried, since it would fail"),
     });
     checks.extend([
@@ -189,7 +202,7 @@ pub fn examine(asked: Option<&str>) -> Report {
     Report {
         version: env!("CARGO_PKG_VERSION"),
         state: worth(&checks),
-        user: account.map(user::name),
+        user: account.map(Account::name),
         checks,
         not_covered: NOT_COVERED,
     }

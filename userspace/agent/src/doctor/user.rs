@@ -42,12 +42,6 @@ pub(super) fn find(asked: Option<&str>) -> Result<Account, UserError> {
     })
 }
 
-/// A login name, or a user id.
-pub(super) fn name(account: &Account) -> String {
-    let name = account.entry.as_ref().map(|entry| entry.name.clone());
-    name.unwrap_or_else(|| account.uid.to_string())
-}
-
 pub(super) fn user(found: &Result<Account, UserError>) -> Check {
     const ID: &str = "user";
     let account = match found {
@@ -57,12 +51,12 @@ pub(super) fn user(found: &Result<Account, UserError>) -> Check {
         }
     };
     let reasons = advisory_reasons(account);
-    let found = format!("jobs run as {} (uid {})", name(account), account.uid);
+    let found = format!("jobs run as {} (uid {})", account.name(), account.uid);
     if reasons.is_empty() {
         return Check::ok(ID, found);
     }
     let mend = match &account.privileged_group {
-        Some(_) => format!("usermod -g ANOTHER_GROUP {}", name(account)),
+        Some(_) => format!("usermod -g ANOTHER_GROUP {}", account.name()),
         None => {
             "call `sudo jobfence run …` from the account that builds, or give --user".to_owned()
         }
@@ -82,7 +76,7 @@ pub(super) fn groups(account: &Account) -> Check {
     if groups.is_empty() {
         return Check::ok(ID, "in no supplementary group that can act as root");
     }
-    let user = name(account);
+    let user = account.name();
     let mend: Vec<_> = groups
         .iter()
         .map(|group| format!("gpasswd -d {user} {group}"))
@@ -103,7 +97,7 @@ pub(super) fn sudo(account: &Account, root: bool) -> Check {
     if account.is_root() {
         return Check::ok(ID, "not asked: the user is root");
     }
-    let user = name(account);
+    let user = account.name();
     let Some(program) = in_system_path("sudo") else {
         return Check::ok(ID, "not installed");
     };
@@ -213,7 +207,7 @@ pub(super) fn docker_socket(account: &Account) -> Check {
     if !Path::new(DOCKER).exists() {
         return Check::ok(ID, format!("none at {DOCKER}"));
     }
-    let user = name(account);
+    let user = account.name();
     if account.is_root() {
         return Check::note(ID, format!("{DOCKER} is there; covered in jobs")).means(
             "should Docker restart while a job that is root runs, the job sees the new one",

@@ -11,7 +11,7 @@ use nix::{
     fcntl::OFlag,
     unistd::{Group, Uid, User},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::metrics::Listen;
@@ -19,6 +19,9 @@ use crate::control::client::SOCKET;
 
 /// Where the configuration is, by custom.
 pub const CONFIG: &str = "/etc/jobfence/agent.yml";
+
+/// The file beside the agent's socket that says which configuration it goes by.
+pub const IN_USE: &str = "in-use.yml";
 
 /// What cannot be used of a configuration.
 #[derive(Debug, Error)]
@@ -61,7 +64,7 @@ pub enum ConfigError {
 }
 
 /// What an `agent.yml` says, or what goes without saying.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Path of the control socket.
@@ -109,7 +112,7 @@ pub struct Config {
 }
 
 /// Who is held to jobs: a way out of a fence is to have something outside of it run for the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guard {
     /// Users whose processes can have network sockets in jobs only.
@@ -117,7 +120,7 @@ pub struct Guard {
 }
 
 /// How long logs of jobs that have ended are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
     /// Days after the end of a job.
@@ -189,6 +192,17 @@ impl Config {
             }
             Err(source) => Err(unreadable(path, source)),
         }
+    }
+
+    /// The configuration with every key, as the agent leaves it beside its socket ([`IN_USE`]) once it
+    /// goes by it.
+    ///
+    /// # Panics
+    ///
+    /// Never: each value is one that YAML has.
+    #[must_use]
+    pub fn whole(&self) -> String {
+        serde_yaml::to_string(self).expect("YAML has each of the values")
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {

@@ -54,7 +54,7 @@ pub(super) struct Record {
     pub(super) sources: Arc<Sources>,
     /// Whether its policy was narrowed while it ran.
     pub(super) narrowed: bool,
-    /// Why it may reach nothing, if its policy could not be used.
+    /// Why it may reach no more than the host's baseline, if its policy could not be used.
     pub(super) closed: Option<String>,
     /// Ports of its resolver.
     pub(super) ports: (u16, u16),

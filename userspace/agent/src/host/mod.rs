@@ -559,13 +559,17 @@ impl Host {
         self.retain();
     }
 
-    /// Removes old logs, once in a while.
+    /// Removes old logs, and what other versions have left, once in a while.
     fn retain(&self) {
         let mut retained = lock(&self.retained);
         if retained.is_some_and(|last| last.elapsed() < RETAIN) {
             return;
         }
-        *retained = Some(Instant::now());
+        let more = kernel::clear_others().unwrap_or_else(|error| {
+            tracing::warn!(%error, "fences of another version's jobs may be left");
+            false
+        });
+        *retained = (!more).then(Instant::now);
         let config::Retention { days, bytes } = self.settings().config.retention;
         let limits = retention::Limits {
             age: Duration::from_secs(u64::from(days) * 86_400),
@@ -576,7 +580,13 @@ impl Host {
             let jobs = lock(&self.jobs);
             jobs.by_id.contains_key(id) || jobs.starting.contains(id)
         };
-        match retention::retain(&self.config.logs, &limits, SystemTime::now(), is_running) {
+        let owner = |id: &str| match (self.stranger(id), start::owner_of(id)) {
+            (Some(_), _) => retention::Owner::Stranger,
+            (None, 0) => retention::Owner::Trusted,
+            (None, uid) => retention::Owner::Runner(uid),
+        };
+        let now = SystemTime::now();
+        match retention::retain(&self.config.logs, &limits, now, is_running, owner) {
             Ok(removed) if removed.files > 0 => {
                 tracing::info!(
                     files = removed.files,

@@ -74,11 +74,16 @@ impl Host {
         let compiled = lock(&self.policies).compile(sources, started.date());
         let (sources, policy, closed) = match compiled {
             Ok((sources, policy)) => (sources, policy, closed),
-            // Whatever is to be done about it, the job's processes are not to run unfenced.
             Err(error) => {
-                let nothing = Arc::new(policy::nothing());
-                (Arc::default(), nothing, Some(error.to_string()))
+                let nothing = (Arc::default(), Arc::new(policy::nothing()));
+                (nothing.0, nothing.1, Some(error.to_string()))
             }
+        };
+        // Whatever is to be done about it, the job's processes are not to run unfenced. What every job
+        // may reach, this one may: a CI system that is among that can still tell what is wrong.
+        let (sources, policy) = match &closed {
+            Some(_) => self.fallback(started.date()).unwrap_or((sources, policy)),
+            None => (sources, policy),
         };
         if let (Some(closed), Some(_)) = (&closed, order.launch) {
             // Nothing runs yet that would have to be fenced.
@@ -127,7 +132,12 @@ impl Host {
         if let Some(closed) = &parts.record.closed {
             return Err(Refusal {
                 code: Code::Policy,
-                message: format!("{closed}\nThe job is fenced, and may reach nothing"),
+                message: match parts.policy.allow.is_empty() {
+                    true => format!("{closed}\nThe job is fenced, and may reach nothing"),
+                    false => format!(
+                        "{closed}\nThe job is fenced, and may reach only what this host's baseline allows"
+                    ),
+                },
             });
         }
         Ok(Started {
@@ -158,13 +168,22 @@ impl Host {
         if jobs.by_id.len() + jobs.starting.len() >= most {
             return Err(full());
         }
-        let is_owners = |job: &&Arc<Job>| Some(job.parts().record.owner) == owner;
-        let share = (most / SHARE).max(1);
-        if owner.is_some() && jobs.by_id.values().filter(is_owners).count() >= share {
-            return Err(Refusal {
-                code: Code::Full,
-                message: format!("{share} jobs of this user run, which is all that one may have"),
-            });
+        if let Some(owner) = owner {
+            let ids = jobs.by_id.keys().chain(&jobs.starting);
+            let users: Vec<_> = ids.filter_map(|id| self.stranger(id)).collect();
+            let own = users.iter().filter(|&&uid| uid == owner).count();
+            // Who has subordinate ids is as many users as they like.
+            for (running, share, who) in [
+                (own, most / SHARE, "this user"),
+                (users.len(), most / 2, "users who run no CI runner"),
+            ] {
+                if running >= share.max(1) {
+                    return Err(Refusal {
+                        code: Code::Full,
+                        message: format!("{running} jobs of {who} run, which is all there may be"),
+                    });
+                }
+            }
         }
         let is_known = jobs.by_id.contains_key(id)
             || jobs.starting.contains(id)
@@ -180,8 +199,29 @@ impl Host {
         Ok(Reservation { host: self, id })
     }
 
+    /// The user whose job it is by its id, where that user is neither trusted nor runs CI runners.
+    pub(super) fn stranger(&self, id: &str) -> Option<u32> {
+        let uid = id.strip_prefix('u')?.split_once('-')?.0.parse().ok()?;
+        (!self.settings().config.is_runner(uid)).then_some(uid)
+    }
+
     fn log_path(&self, id: &str) -> PathBuf {
         self.config.logs.join(format!("{id}.jsonl"))
+    }
+
+    /// What a job may reach whose own policy cannot be used: the host's baseline, if that can be.
+    fn fallback(&self, today: Date) -> Option<(Arc<Sources>, Arc<Policy>)> {
+        let settings = self.settings();
+        let config = &settings.config;
+        let sources = Sources {
+            host: Some(policy::read(config.host_policy.as_ref()?).ok()?),
+            presets: match &config.presets {
+                Some(folder) => policy::presets(folder).ok()?,
+                None => Vec::new(),
+            },
+            ..Sources::default()
+        };
+        lock(&self.policies).compile(sources, today).ok()
     }
 
     /// What the policy of a job is made of.
@@ -373,8 +413,8 @@ impl Host {
     fn open_to_policy(&self, job: &Job) -> Result<(), KernelError> {
         let parts = job.parts();
         let state = match (&parts.record.closed, parts.policy.mode) {
-            (Some(_), _) => JobState::CLOSED,
-            (None, Mode::Enforce) => JobState::ENFORCE,
+            (Some(_), _) if parts.policy.allow.is_empty() => JobState::CLOSED,
+            (Some(_), _) | (None, Mode::Enforce) => JobState::ENFORCE,
             (None, Mode::Audit) => JobState::AUDIT,
         };
         self.write(job, state, Some(&parts.policy.limits))
@@ -1009,7 +1049,7 @@ fn cgroup_name(id: &str) -> String {
 }
 
 /// Whose job it is, by its id alone: that of a user who is not trusted begins with `u<uid>-`.
-fn owner_of(id: &str) -> u32 {
+pub(super) fn owner_of(id: &str) -> u32 {
     let uid = id
         .strip_prefix('u')
         .and_then(|rest| rest.split_once('-')?.0.parse().ok());

@@ -15,7 +15,7 @@ use rustix::{
 use thiserror::Error;
 
 use super::journal::Runner;
-use crate::job::cgroup::Cgroup;
+use crate::{job::cgroup::Cgroup, sys};
 
 /// Times that a tree is gone through before it is given up: it forks faster than it can be moved.
 const ROUNDS: usize = 100;
@@ -34,12 +34,26 @@ pub enum TreeError {
         /// Whose it is.
         uid: u32,
     },
+    /// What it may leave is not known.
+    #[error(
+        "cannot tell in which cgroup process {0} is: it is outside of what the agent sees, so run the \
+         agent in the host's own cgroup namespace"
+    )]
+    Unseen(u32),
     /// It is fenced already.
     #[error("process {0} is in a job already, and a job is left by ending only")]
     Fenced(u32),
     /// It is a runner.
     #[error("process {0} is a runner, which stays in its own fence: make jobs of what it starts")]
     Runner(u32),
+    /// It cannot be looked at.
+    #[error("could not look at process {pid}, which was to become a part of the job: {source}")]
+    Unread {
+        /// The process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
     /// It cannot be moved.
     #[error("could not move process {pid} into the job: {source}")]
     Move {
@@ -85,7 +99,7 @@ pub(super) fn check(
             Err(TreeError::Gone(_)) if pid != root => continue,
             admitted => admitted?,
         }
-        stack.extend(children(pid));
+        stack.extend(children(pid)?);
     }
     Ok(())
 }
@@ -125,7 +139,7 @@ pub(super) fn move_into(
                 moved.insert(pid);
                 new += 1;
             }
-            stack.extend(children(pid));
+            stack.extend(children(pid)?);
         }
         if new == 0 {
             let mut moved: Vec<_> = moved.into_iter().collect();
@@ -137,7 +151,15 @@ pub(super) fn move_into(
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ESRCH)
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Only what has ended may be passed over.
+fn unread(pid: u32) -> impl Fn(io::Error) -> TreeError {
+    move |source| match is_gone(&source) {
+        true => TreeError::Gone(pid),
+        false => TreeError::Unread { pid, source },
+    }
 }
 
 /// Whether a process may be put into the job.
@@ -146,8 +168,7 @@ fn admit(
     owner: Option<u32>,
     may_leave: impl Fn(u32, &Path) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
-    let status =
-        fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| TreeError::Gone(pid))?;
+    let status = sys::read_text(format!("/proc/{pid}/status")).map_err(unread(pid))?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let uids = uids.unwrap_or_default().split_whitespace();
     let uids: Vec<u32> = uids.filter_map(|uid| uid.parse().ok()).collect();
@@ -155,26 +176,40 @@ fn admit(
     if let (Some(_), Some(&uid)) = (owner, foreign) {
         return Err(TreeError::Foreign { pid, uid });
     }
-    let current = crate::job::cgroup::of(pid).ok_or(TreeError::Gone(pid))?;
+    let Some(current) = crate::job::cgroup::of(pid) else {
+        return Err(match Path::new(&format!("/proc/{pid}")).exists() {
+            true => TreeError::Unseen(pid),
+            false => TreeError::Gone(pid),
+        });
+    };
     may_leave(pid, &current)
 }
 
-/// The children of all threads of a process.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
-    let tasks = tasks.into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            let numbers = list.split_whitespace().filter_map(|pid| pid.parse().ok());
-            numbers.collect::<Vec<u32>>()
-        })
-        .collect()
+/// The children of all threads of a process; of one that has ended, none.
+fn children(pid: u32) -> Result<Vec<u32>, TreeError> {
+    let found = || -> io::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            match fs::read_to_string(task?.path().join("children")) {
+                Ok(list) => found.extend(
+                    list.split_whitespace()
+                        .filter_map(|pid| pid.parse::<u32>().ok()),
+                ),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    };
+    match found() {
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        found => found.map_err(unread(pid)),
+    }
 }
 
 /// When a process began, in clock ticks since boot: the 22nd field of its `stat` (proc_pid_stat(5)).
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = sys::read_text(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the command name, in parentheses, and can hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()

@@ -20,6 +20,8 @@ use rustix::{
 };
 use thiserror::Error;
 
+use crate::sys;
+
 /// What can be wrong with cgroups.
 #[derive(Debug, Error)]
 pub enum CgroupError {
@@ -176,6 +178,12 @@ impl Cgroup {
         }
     }
 
+    /// Removes the cgroup, unless a process is in it or below it; says whether that is done.
+    pub(crate) fn remove_if_empty(&self) -> bool {
+        // One that comes in between is safe: the kernel removes no cgroup that has a process.
+        self.is_populated().is_ok_and(|populated| !populated) && self.remove(&self.path).is_ok()
+    }
+
     /// Kills every process in the cgroup and below (`cgroup.kill`, Linux 5.14).
     ///
     /// # Errors
@@ -260,7 +268,7 @@ fn read_from_start(file: &mut fs::File) -> io::Result<String> {
 /// [`CgroupError::NotMounted`] without cgroup v2.
 pub(crate) fn own() -> Result<PathBuf, CgroupError> {
     let read = |path: &str| {
-        fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        sys::read_text(path).map_err(|source| CgroupError::Io {
             doing: "read",
             path: path.into(),
             source,
@@ -274,10 +282,10 @@ pub(crate) fn own() -> Result<PathBuf, CgroupError> {
 /// cannot be seen from here.
 #[must_use]
 pub fn of(pid: u32) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = sys::read_text("/proc/self/mountinfo").ok()?;
     locate(
         &mounts,
-        &fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?,
+        &sys::read_text(format!("/proc/{pid}/cgroup")).ok()?,
     )
 }
 
@@ -306,14 +314,14 @@ pub(crate) fn is_delegated(folder: &Path) -> bool {
 ///
 /// [`CgroupError::NotMounted`] without cgroup v2.
 pub fn outermost() -> Result<PathBuf, CgroupError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = sys::read_text("/proc/self/mountinfo").unwrap_or_default();
     locate(&mounts, "0::/").ok_or(CgroupError::NotMounted)
 }
 
 /// Every cgroup of that name that can be seen from here.
 #[must_use]
 pub fn find(name: &str) -> Vec<Cgroup> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = sys::read_text("/proc/self/mountinfo").unwrap_or_default();
     let mut folders: Vec<PathBuf> = locate(&mounts, "0::/").into_iter().collect();
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {

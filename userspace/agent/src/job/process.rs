@@ -15,13 +15,17 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
@@ -378,8 +382,9 @@ fn read_program(pid: u32, ppid: u32) -> Option<Process> {
 
 /// Splits a `cmdline` file, in which each argument ends in a zero byte.
 fn split(cmdline: &[u8]) -> Arc<[String]> {
-    /// How much of a command line is kept, in bytes; a list of files can be megabytes.
-    const LONGEST: usize = 64 << 10;
+    /// How much of a command line is kept, in bytes: what [`join`] shows, where each character takes
+    /// four. A list of files can be megabytes.
+    const LONGEST: usize = 16 << 10;
     let kept = &cmdline[..cmdline.len().min(LONGEST)];
     let kept = kept.strip_suffix(b"\0").unwrap_or(kept);
     if kept.is_empty() {
@@ -394,8 +399,18 @@ fn split(cmdline: &[u8]) -> Arc<[String]> {
 pub fn join<'a>(arguments: impl Iterator<Item = Cow<'a, str>>) -> String {
     /// How much of it is shown, in characters.
     const LONGEST: usize = 4096;
-    let words: Vec<_> = arguments.map(|word| quote(&word)).collect();
-    words.join(" ").chars().take(LONGEST).collect()
+    let mut line = String::new();
+    for word in arguments {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&quote(&word));
+        // The rest is not even looked at.
+        if line.len() >= 4 * LONGEST {
+            break;
+        }
+    }
+    line.chars().take(LONGEST).collect()
 }
 
 /// Whether a character changes how others are shown: control characters, and those that turn the
@@ -423,9 +438,32 @@ fn quote(word: &str) -> String {
 ///
 /// # Errors
 ///
-/// Why not: a missing capability (`CAP_NET_ADMIN`, `CAP_SYS_ADMIN`), or `CONFIG_PROC_EVENTS`.
+/// Why not: a missing capability (`CAP_NET_ADMIN`, `CAP_SYS_ADMIN`), no `CONFIG_PROC_EVENTS`, or
+/// [`is_contained`].
 pub(crate) fn try_events() -> io::Result<()> {
-    Events::open().map(drop)
+    /// It answers before send(2) is over.
+    const PATIENCE: Timespec = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    let events = Events::open()?;
+    let mut answer = [PollFd::new(&events.socket, PollFlags::IN)];
+    match poll(&mut answer, Some(&PATIENCE))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this process is in a pid or user namespace other than the first, as in a container. The
+/// kernel leaves such a one's request for process events unanswered (`cn_proc_mcast_ctl` in
+/// drivers/connector/cn_proc.c), and in those that others asked for, the process ids are not this one's.
+pub(crate) fn is_contained() -> bool {
+    /// `PROC_PID_INIT_INO` and `PROC_USER_INIT_INO` of the kernel's include/linux/proc_ns.h.
+    const FIRST: [(&str, u64); 2] = [("pid", 0xefff_fffc), ("user", 0xefff_fffd)];
+    FIRST.into_iter().any(|(kind, first)| {
+        let found = fs::metadata(format!("/proc/self/ns/{kind}"));
+        found.is_ok_and(|namespace| namespace.ino() != first)
+    })
 }
 
 /// The socket on which the kernel tells of processes.
@@ -455,6 +493,10 @@ impl Events {
     /// Opens the socket. The kernel answers in the first network namespace only, so a thread goes
     /// there to make it: a socket stays in the namespace that it was made in.
     fn open() -> io::Result<Self> {
+        if is_contained() {
+            let why = "only who is in no container (pid or user namespace) is told of them";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let namespaces = ["/proc/self/ns/net", "/proc/1/ns/net", KTHREADD_NETNS];
         let mut refused = io::Error::from(io::ErrorKind::NotFound);
         for namespace in namespaces {

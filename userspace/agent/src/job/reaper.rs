@@ -111,7 +111,8 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// Starts a reaper for each job whose agent and reaper are gone. Does not wait for them.
+/// Starts a reaper for each job whose agent and reaper are gone. Does not wait for them. What other
+/// versions have left goes as far as its jobs are over: none of them may come again.
 pub fn sweep() {
     let abandoned = kernel::abandoned().unwrap_or_else(|error| {
         tracing::warn!(%error, "could not look for what a killed jobfence left behind");
@@ -130,6 +131,9 @@ pub fn sweep() {
         if let Err(error) = started {
             tracing::warn!(job = job.id, %error, "no reaper could be started; the job stays fenced");
         }
+    }
+    if let Err(error) = kernel::clear_others() {
+        tracing::warn!(%error, "fences of another version's jobs may be left");
     }
 }
 

@@ -50,7 +50,7 @@ use crate::{
         recorder::{Recorder, Subject},
     },
     control::client::ClientError,
-    kernel::{self, Events, EventsError, JobSpec, Kernel, KernelError, Slot},
+    kernel::{self, Events, EventsError, Guard, JobSpec, Kernel, KernelError, Slot},
     names::{NamesError, Resolver, Table},
     sys,
 };
@@ -134,6 +134,16 @@ pub enum RunError {
     /// The host's agent, which was to hold the job.
     #[error(transparent)]
     Agent(#[from] ClientError),
+    /// The user is held to jobs of the host's agent, and this one would be none of them.
+    #[error(
+        "{user} may have sockets only in jobs of this host's agent (`guard` in agent.yml, which holds \
+         also while no agent runs): start the agent (`systemctl start jobfence-agent`), and run this \
+         again without `--agent none`; or take {user} out of `guard`, and start the agent"
+    )]
+    Guarded {
+        /// Login name, or id.
+        user: String,
+    },
     /// Some other system call.
     #[error("could not {doing}: {source}")]
     Io {
@@ -158,6 +168,7 @@ pub async fn run(options: Options) -> Result<Outcome, RunError> {
         return Err(RunError::NotRoot);
     }
     mount_bpffs()?;
+    refuse_guarded(&options.account)?;
     reaper::sweep();
     let id = job_id();
     let log = options.log.as_deref().map(Log::open).transpose()?;
@@ -515,8 +526,23 @@ fn drain(events: &mut Events, live: &Live) -> bool {
     events.drain(|event, name| recorder.kernel(event, name).is_ok())
 }
 
+/// Refuses a user whose sockets the guard of the host's agent would refuse, whatever the fence says.
+fn refuse_guarded(account: &Account) -> Result<(), RunError> {
+    match Guard::find() {
+        Ok(guard) if guard.holds(account.uid) => Err(RunError::Guarded {
+            user: account.name(),
+        }),
+        Ok(_) => Ok(()),
+        // Should it hold this user, the self-probe finds so.
+        Err(error) => {
+            tracing::warn!(%error, "not known whom the guard of the host's agent holds");
+            Ok(())
+        }
+    }
+}
+
 /// A name for the job that no other on this host has had.
-pub(super) fn job_id() -> String {
+pub(crate) fn job_id() -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -19,6 +19,8 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
 };
 
+use crate::sys;
+
 /// File systems on which a write could undo the fence, or make the kernel act for the job.
 const READ_ONLY: [&str; 7] = [
     "cgroup",
@@ -84,7 +86,7 @@ pub(crate) fn seclude(uid: u32, gid: u32) -> Result<(), (String, io::Errno)> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(at("/"))?;
 
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
+    let mounts = sys::read_text("/proc/self/mountinfo")
         .map_err(|error| at("/proc/self/mountinfo")(io_errno(&error)))?;
     for Mount { point, kind, flags } in mounted(&mounts) {
         if READ_ONLY.contains(&kind) {

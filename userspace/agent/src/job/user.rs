@@ -210,6 +210,13 @@ impl Account {
         self.uid == 0
     }
 
+    /// A login name, or a user id.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = self.entry.as_ref().map(|entry| entry.name.clone());
+        name.unwrap_or_else(|| self.uid.to_string())
+    }
+
     /// What the environment has to say of the user where it is not the calling one, as after
     /// `sudo`.
     #[must_use]

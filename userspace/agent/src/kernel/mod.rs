@@ -61,7 +61,8 @@ mod pins;
 
 pub use destroy::Connections;
 pub use events::{Events, EventsError};
-pub use pins::{Abandoned, abandoned, is_bpffs, lock as lock_pins, unpin};
+pub(crate) use guard::Guard;
+pub use pins::{Abandoned, abandoned, clear_others, is_bpffs, lock as lock_pins, unpin};
 use pins::{Keeper, Pins};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/jobfence.bpf.o"));
@@ -254,7 +255,7 @@ pub struct Kernel {
     sockets: SkStorage<MapData, [u8; SOCKET_BYTES]>,
     tries: Tries,
     clients: Arc<Mutex<ClientMap>>,
-    guarded: LpmTrie<MapData, [u8; 4], u32>,
+    guarded: guard::Guarded,
     uploads: BpfHashMap<MapData, [u8; UPLOAD_KEY_BYTES], u64>,
 }
 

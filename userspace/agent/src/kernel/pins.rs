@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::{BPFFS, KernelError};
-use crate::sys;
+use crate::{job::cgroup, sys};
 
 /// Who looks after a job, and takes it up when whoever did so before is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +124,19 @@ pub(super) fn left() -> io::Result<Vec<(String, u64)>> {
     };
     for folder in folders {
         let folder = folder?;
-        let mut cgroup = 0;
-        for link in fs::read_dir(folder.path())? {
-            cgroup = cgroup.max(sys::cgroup_of_link(&link?.path())?);
-        }
+        let cgroup = cgroup_of(&folder.path())?;
         left.push((folder.file_name().to_string_lossy().into_owned(), cgroup));
     }
     Ok(left)
+}
+
+/// The number of the cgroup that the links in a job's folder are attached to; 0 for none any more.
+fn cgroup_of(folder: &Path) -> io::Result<u64> {
+    let mut cgroup = 0;
+    for link in fs::read_dir(folder)? {
+        cgroup = cgroup.max(sys::cgroup_of_link(&link?.path())?);
+    }
+    Ok(cgroup)
 }
 
 /// The folder for maps that outlive their agent, made if it is not there, and the lock that says that
@@ -156,20 +162,105 @@ pub(super) fn guard() -> Result<PathBuf, (PathBuf, io::Error)> {
     make(root().join("guard"))
 }
 
-/// The folders of such links that agents of other versions have left. What a running one keeps is not
-/// among them.
-pub(super) fn others_guards() -> io::Result<Vec<PathBuf>> {
+/// The folders of such links that there are, of agents of all versions, running or not.
+pub(super) fn guards() -> io::Result<Vec<PathBuf>> {
+    let versions = match fs::read_dir(Path::new(BPFFS).join("jobfence")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        versions => versions?,
+    };
     let mut found = Vec::new();
-    for version in fs::read_dir(Path::new(BPFFS).join("jobfence"))? {
-        let version = version?.path();
-        let guard = version.join("guard");
-        let has_agent = File::open(version.join("maps"))
-            .is_ok_and(|maps| flock(&maps, FlockOperation::NonBlockingLockExclusive).is_err());
-        if version != root() && guard.is_dir() && !has_agent {
+    for version in versions {
+        let guard = version?.path().join("guard");
+        if guard.is_dir() {
             found.push(guard);
         }
     }
     Ok(found)
+}
+
+/// Those that agents of other versions have left. What a running one keeps is not among them.
+pub(super) fn others_guards() -> io::Result<Vec<PathBuf>> {
+    let own = root().join("guard");
+    let mut found = guards()?;
+    found.retain(|guard| {
+        let has_agent = File::open(guard.with_file_name("maps"))
+            .is_ok_and(|maps| flock(&maps, FlockOperation::NonBlockingLockExclusive).is_err());
+        *guard != own && !has_agent
+    });
+    Ok(found)
+}
+
+/// Removes what jobfences of other versions have left of jobs that are over, cgroups included. What may
+/// hold a process or a socket stays, and so does what somebody looks after.
+///
+/// Says whether more will be over in a moment: the kernel takes a while to let go of a cgroup.
+///
+/// # Errors
+///
+/// What the file system and bpf(2) say.
+pub fn clear_others() -> io::Result<bool> {
+    let versions = match fs::read_dir(Path::new(BPFFS).join("jobfence")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        versions => versions?,
+    };
+    let mut more = false;
+    for version in versions {
+        let version = version?.path();
+        if version == root() {
+            continue;
+        }
+        for keeper in ["run", "agent"] {
+            more |= clear(&version.join(keeper))?;
+        }
+        // Without a job, an agent that is gone needs its maps no more.
+        let maps = version.join("maps");
+        if !version.join("agent").exists()
+            && let Some(_lock) = try_lock(&maps)?
+        {
+            fs::remove_dir_all(&maps)?;
+        }
+        // Unless something else is there.
+        _ = fs::remove_dir(&version);
+    }
+    Ok(more)
+}
+
+/// Does so for the jobs of one keeper.
+fn clear(keeper: &Path) -> io::Result<bool> {
+    // So that nobody makes a job's folder meanwhile.
+    let Some(_above) = try_lock(keeper)? else {
+        return Ok(false);
+    };
+    let mut more = false;
+    for job in fs::read_dir(keeper)? {
+        let job = job?;
+        let Some(_lock) = try_lock(&job.path())? else {
+            continue;
+        };
+        let fenced = cgroup_of(&job.path())?;
+        if fenced != 0 {
+            let name = format!("jobfence-{}", job.file_name().to_string_lossy());
+            let cgroups = cgroup::find(&name).into_iter();
+            // Not one of this version's that has got the name since.
+            let mut cgroups = cgroups.filter(|cgroup| cgroup.id().is_ok_and(|id| id == fenced));
+            more |= cgroups.any(|cgroup| cgroup.remove_if_empty());
+        }
+        if unpin(&job.path())? {
+            tracing::info!(path = %job.path().display(), "the fence of another version's job is gone");
+        }
+    }
+    _ = fs::remove_dir(keeper);
+    Ok(more)
+}
+
+/// The lock on a folder, unless somebody has it or there is no such folder.
+fn try_lock(folder: &Path) -> io::Result<Option<File>> {
+    let lock = match File::open(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    Ok(locked.is_ok().then_some(lock))
 }
 
 fn make(folder: PathBuf) -> Result<PathBuf, (PathBuf, io::Error)> {

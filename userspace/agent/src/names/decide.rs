@@ -14,7 +14,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::PTR;
 use hickory_proto::rr::{Name as WireName, RData, Record, RecordType};
 use jobfence_abi::{Addr, Reason};
-use jobfence_policy::{Job, Location, Mode, Name, NameVerdict, Rule};
+use jobfence_policy::{Cause, Job, Location, Mode, Name, NameVerdict, Rule};
 use tokio::sync::Semaphore;
 
 use super::allowance::{Allowance, Exceeded};
@@ -281,7 +281,7 @@ impl Decider {
             }
             NameVerdict::Denied(rule) => self.denied(&name, rule),
             NameVerdict::Unknown if self.audits() && is_address => {
-                let finding = Finding::deny(Reason::NAME, None);
+                let finding = self.unallowed(Some(&name));
                 self.resolve(question, &name, &[], finding).await
             }
             NameVerdict::Unknown => self
@@ -383,8 +383,19 @@ impl Decider {
             ),
             finding: Some(Finding {
                 violation: !name.is_some_and(|name| self.is_noise(name)),
-                ..Finding::deny(Reason::NAME, None)
+                ..self.unallowed(name)
             }),
+        }
+    }
+
+    /// Why a name is refused that no rule allows which holds; there can be one that does not.
+    fn unallowed(&self, name: Option<&Name>) -> Finding {
+        match name.and_then(|name| self.job.clipped_name(name)) {
+            Some(clipped) if clipped.by == Cause::Expired => {
+                Finding::deny(Reason::EXPIRED, Some(&clipped.rule))
+            }
+            Some(clipped) => Finding::deny(Reason::NAME, Some(&clipped.rule)),
+            None => Finding::deny(Reason::NAME, None),
         }
     }
 

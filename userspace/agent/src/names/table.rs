@@ -48,10 +48,12 @@ impl Table {
         }
     }
 
-    /// The names that led to `ip`, the first one first.
+    /// The names that led to `ip`, the newest first: who connects has mostly just asked for it.
     #[must_use]
     pub fn names_of(&self, ip: IpAddr) -> Vec<Name> {
-        self.lock().addresses.get(&ip).cloned().unwrap_or_default()
+        let pairs = self.lock();
+        let names = pairs.addresses.get(&ip).into_iter().flatten();
+        names.rev().cloned().collect()
     }
 
     /// The addresses that `name` led to, in no order.
@@ -156,7 +158,7 @@ mod tests {
         table
             .insert(&b, std::slice::from_ref(&alias), &[ip(2)])
             .unwrap();
-        assert_eq!(table.names_of(ip(2)), [a.clone(), b.clone()]);
+        assert_eq!(table.names_of(ip(2)), [b.clone(), a.clone()]);
         assert_eq!(table.names_of(ip(3)), []);
         let mut addresses = table.addresses_of(&a);
         addresses.sort();

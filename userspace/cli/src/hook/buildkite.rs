@@ -18,14 +18,14 @@ use std::{
 use clap::Subcommand;
 use jobfence_agent::{
     control::{
-        client::{ClientError, ask},
+        client::ClientError,
         protocol::{Answer, Code, JobStatus, Labels, Nothing, Request, Start, Started},
     },
     job::process::is_hidden,
 };
 use thiserror::Error;
 
-use super::{HookError, Process, ancestor, job_id, label, optional, own_job, start, variable};
+use super::{HookError, Process, ancestor, ask, job_id, label, optional, own_job, start, variable};
 use crate::run::VIOLATION;
 
 /// How the CI system is called in errors.
@@ -108,7 +108,7 @@ struct Told {
 
 /// Before the bootstrap there is nothing to fence: this only finds out early that the agent is away.
 fn pre_bootstrap(socket: &Path) -> Result<Told, BuildkiteError> {
-    let answer = ask(socket, Request::List(Nothing {})).map(|reply| reply.answer);
+    let answer = ask(socket, &Request::List(Nothing {})).map(|reply| reply.answer);
     match answer {
         Ok(Answer::Jobs(_)) => {}
         // Of a process in the fence of a runner, not everything is answered; but somebody is there.

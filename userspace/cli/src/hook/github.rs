@@ -153,21 +153,23 @@ struct Told {
 
 impl Told {
     fn failure(hook: &Hook, error: &GithubError) -> Self {
+        let is_policy = matches!(
+            error,
+            GithubError::Hook(HookError::Agent(ClientError::Refused(refusal)))
+                if refusal.code == Code::Policy
+        );
         let title = match hook {
+            _ if is_policy => "jobfence: the policy cannot be used",
             Hook::Started => "jobfence: the job is not fenced",
             Hook::Completed => "jobfence: what the job did is not known",
         };
-        let advice = match (hook, error) {
-            (_, GithubError::Hook(HookError::Agent(ClientError::Refused(refusal))))
-                if refusal.code == Code::Policy =>
-            {
-                "Mend the policy; until then the job reaches nothing."
-            }
-            (Hook::Started, _) => {
+        let advice = match hook {
+            _ if is_policy => "Mend the policy: until then its jobs fail.",
+            Hook::Started => {
                 "The job fails here. What it still runs stays in the fence that the runner has, and \
                  in none if that has none."
             }
-            (Hook::Completed, _) => {
+            Hook::Completed => {
                 "The agent's log tells of its fences: `journalctl -u jobfence-agent` on the runner's host."
             }
         };

@@ -21,8 +21,10 @@ use anyhow::Error;
 use clap::{Args, Subcommand};
 use jobfence_agent::{
     control::{
-        client::{ClientError, ask},
-        protocol::{Answer, Code, JobId, JobStatus, Labels, Nothing, Phase, PolicyText, Refusal, Request},
+        client::ClientError,
+        protocol::{
+            Answer, Code, JobId, JobStatus, Labels, Nothing, Phase, PolicyText, Refusal, Request,
+        },
     },
     job::{
         delegate,
@@ -36,7 +38,7 @@ use serde_json::json;
 use thiserror::Error as ThisError;
 use tokio::runtime::Runtime;
 
-use super::{label, optional};
+use super::{ask, label, optional};
 use crate::{policy, report, run::VIOLATION};
 
 /// The stages in which GitLab Runner does its own work. Any other is a script of the project's: what
@@ -428,7 +430,7 @@ fn narrowing(account: &Account) -> anyhow::Result<Option<PolicyText>> {
 /// Ends the stages of this job that have outlived their call of the driver.
 fn cleanup(socket: &Path) -> Result<(), GitlabError> {
     let job = Job::read()?;
-    let Answer::Jobs(jobs) = ask(socket, Request::List(Nothing {}))?.answer else {
+    let Answer::Jobs(jobs) = ask(socket, &Request::List(Nothing {}))?.answer else {
         return Ok(());
     };
     for other in jobs {
@@ -437,7 +439,7 @@ fn cleanup(socket: &Path) -> Result<(), GitlabError> {
             && other.phase == Phase::Running;
         if is_ours {
             tracing::warn!(job = other.id, "ended, since it was left behind");
-            ask(socket, Request::Finish(JobId { id: other.id }))?;
+            ask(socket, &Request::Finish(JobId { id: other.id }))?;
         }
     }
     Ok(())

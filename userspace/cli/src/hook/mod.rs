@@ -15,12 +15,14 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    thread,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, Subcommand};
 use jobfence_agent::{
     control::{
-        client::{ClientError, SOCKET, ask},
+        client::{self, ClientError, Reply, SOCKET},
         protocol::{Answer, JobStatus, MaybeJobId, Request, Start, Started},
     },
     job::process::is_hidden,
@@ -203,9 +205,25 @@ fn label(text: &str) -> String {
     shown
 }
 
+/// How long an agent may be away: it is when it is upgraded.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// Asks the agent, and waits for one that is being started again.
+fn ask(socket: &Path, request: &Request) -> Result<Reply, ClientError> {
+    let deadline = Instant::now() + AWAY;
+    loop {
+        match client::ask(socket, request.clone()) {
+            Err(ClientError::NoAgent { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            reply => return reply,
+        }
+    }
+}
+
 /// Has the agent make a job.
 fn start(socket: &Path, order: Start) -> Result<Started, HookError> {
-    match ask(socket, Request::Start(order))?.answer {
+    match ask(socket, &Request::Start(order))?.answer {
         Answer::Started(started) => Ok(started),
         _ => Err(HookError::Unexpected(socket.to_owned())),
     }
@@ -213,7 +231,7 @@ fn start(socket: &Path, order: Start) -> Result<Started, HookError> {
 
 /// The job, or the runner, whose fence this process is in.
 fn own_job(socket: &Path) -> Result<JobStatus, HookError> {
-    match ask(socket, Request::Status(MaybeJobId::default()))?.answer {
+    match ask(socket, &Request::Status(MaybeJobId::default()))?.answer {
         Answer::Status(status) => Ok(status),
         _ => Err(HookError::Unexpected(socket.to_owned())),
     }
