@@ -15,6 +15,21 @@ use crate::{crates::Crates, sh, toolchain};
 /// The newest glibc that the binary may need: Debian 12's. Debian 13 and Ubuntu 24.04 have newer ones.
 const GLIBC: (u32, u32) = (2, 36);
 
+/// Documents, and what they lead to but for source code. They are installed in the folders that they
+/// have here, so that their links lead there, too.
+const DOCUMENTS: [&str; 10] = [
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "policies",
+    "tests/attacks.md",
+    "userspace/agent/README.md",
+    "userspace/cli/ci",
+    "userspace/cli/systemd/agent.yml",
+];
+
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Makes a release of `binary`, which must run on every system that the packages are for.
@@ -83,9 +98,10 @@ fn lay_out(binary: &Path, crates: &Crates, epoch: &str, tree: &Path) -> Result<(
         .env("SOURCE_DATE_EPOCH", epoch);
     sh::run(&mut generate)?;
 
+    // Not in /etc/jobfence: there it is the host's own, and no upgrade has to ask what becomes of it.
     copy(
         &cli.join("systemd/agent.yml"),
-        &tree.join("etc/jobfence/agent.yml"),
+        &share.join("jobfence/agent.yml"),
     )?;
     let units = tree.join("usr/lib/systemd/system");
     copy_all(&cli.join("systemd"), &units, |name| !name.ends_with(".yml"))?;
@@ -100,15 +116,9 @@ fn lay_out(binary: &Path, crates: &Crates, epoch: &str, tree: &Path) -> Result<(
         &share.join("jobfence/schema.json"),
     )?;
 
-    copy(&source.join("README.md"), &doc.join("README.md"))?;
-    copy(&source.join("CHANGELOG.md"), &doc.join("CHANGELOG.md"))?;
-    copy(&policies.join("README.md"), &doc.join("policies/README.md"))?;
-    copy_all(
-        &policies.join("examples"),
-        &doc.join("policies/examples"),
-        |_| true,
-    )?;
-    copy_all(&cli.join("ci"), &doc.join("ci"), |_| true)?;
+    for path in DOCUMENTS {
+        copy_all(&source.join(path), &doc.join(path), |_| true)?;
+    }
     write(&doc.join("copyright"), copyright(crates)?)
 }
 
@@ -227,9 +237,11 @@ fn newest_glibc(symbols: &str) -> Option<(u32, u32)> {
     versions.max()
 }
 
-/// Copies every file in `from`, in the folders that it has, whose name is `wanted`. A folder that is
-/// not there has none.
+/// Copies a file, or every file of a folder, in the folders that it has, whose name is `wanted`.
 fn copy_all(from: &Path, to: &Path, wanted: fn(&str) -> bool) -> Result<()> {
+    if from.is_file() {
+        return copy(from, to);
+    }
     let failed = || format!("read {}", from.display());
     for entry in fs::read_dir(from).with_context(failed)? {
         let entry = entry.with_context(failed)?;

@@ -277,44 +277,32 @@ impl Means {
         };
         let mut reasons = Vec::new();
         if field("Uid").split_whitespace().any(|uid| uid == "0") || status.is_empty() {
-            reasons.push("the job can be root, who can change what others run".to_owned());
+            reasons.push("the job can be root".to_owned());
         } else {
             let groups: HashSet<u32> = field("Groups")
                 .split_whitespace()
                 .filter_map(|group| group.parse().ok())
                 .collect();
             for name in crate::job::user::acting_as_root(&groups) {
-                reasons.push(format!(
-                    "the job is in the group {name}, which can act as root"
-                ));
+                reasons.push(format!("its group {name} can act as root"));
             }
             if field("NoNewPrivs") != "1" {
-                reasons.push("the job can run set-uid programs, such as sudo".to_owned());
+                reasons.push("it can run set-uid programs".to_owned());
             }
             let uid = field("Uid")
                 .split_whitespace()
                 .next()
                 .and_then(|uid| uid.parse().ok());
             if uid.is_none_or(|uid| !guarded.contains(&uid)) {
-                reasons.push(
-                    "processes of the job's user outside the job are not fenced: see `guard` in \
-                     agent.yml"
-                        .to_owned(),
-                );
+                reasons.push("its user is not guarded outside of jobs".to_owned());
             }
             let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
             if let Some(why) = traceable(scope.as_deref()) {
-                reasons.push(format!(
-                    "the job can take over its user's processes outside, such as the runner: {why}"
-                ));
+                reasons.push(format!("it can trace its runner: {why}"));
             }
         }
         if !lsm {
-            reasons.push(
-                "sockets of other families than IPv4 and IPv6 are not refused: the kernel runs no \
-                 BPF LSM"
-                    .to_owned(),
-            );
+            reasons.push("no BPF LSM: other socket families are not refused".to_owned());
         }
         let bits = u64::from_str_radix(&field("CapEff"), 16).unwrap_or_default();
         let names = CapabilitySet::from_bits_retain(bits);
