@@ -188,6 +188,12 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
+    /// Adds a hint where there is none.
+    pub(crate) fn or_hint(mut self, hint: &str) -> Self {
+        self.fault.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
     /// The place in the file's `text`.
     pub(crate) fn pos(&self, text: &str) -> Pos {
         self.at.pos(text)
@@ -302,7 +308,7 @@ impl Source {
 }
 
 /// The lines of `text`, as YAML counts them: a break is a line feed, a carriage return, or both.
-fn lines(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn lines(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text).filter(|text| !text.is_empty());
     std::iter::from_fn(move || {
         let text = rest?;

@@ -129,7 +129,7 @@ pub(crate) fn read(source: &Source, presets: &Presets) -> Result<File, Problem> 
             "mode" => mode = read_mode(value)?,
             "on_violation" => on_violation = read_on_violation(value)?,
             "limits" => limits = read_limits(reader, &value)?,
-            _ => jobs = Some((read_jobs(reader, context, at, &value)?, at)),
+            _ => jobs = Some((read_jobs(reader, context, &value)?, at)),
         }
         Ok(())
     })?;
@@ -138,6 +138,12 @@ pub(crate) fn read(source: &Source, presets: &Presets) -> Result<File, Problem> 
             .hint("`jobs: {default: {}}` is a policy that allows nothing")
             .at(Pos::START)
     })?;
+    // Only now: jobs that are not indented are keys beside `jobs`, and say more.
+    if jobs.is_empty() {
+        return Err(Fault::new("no job is described")
+            .hint("`default` is the job without an entry of its own; `jobs: {default: {}}` allows nothing")
+            .at(jobs_at));
+    }
     Ok(File {
         mode,
         on_violation,
@@ -217,20 +223,24 @@ fn read_top<'t>(
     }
     let mut version = false;
     let last = place.1.last().copied().unwrap_or_default();
-    reader.map(
-        &root,
-        &format!("a map of keys such as `version` and `{last}`"),
-        |reader, at, key, value| {
-            if key == "version" {
-                version = true;
-                return check_version(value);
-            }
-            if !place.1.contains(&key) {
-                return Err(unknown_key(key, place).at(at));
-            }
-            entry(reader, at, key, value)
-        },
-    )?;
+    let expected = format!("a map of keys such as `version` and `{last}`");
+    check_space(&root, &expected, place)?;
+    reader.map(&root, &expected, |reader, at, key, value| {
+        if key == "version" {
+            version = true;
+            return check_version(value);
+        }
+        if !place.1.contains(&key) {
+            let fault = unknown_key(key, place);
+            return Err(if place == TOP && is_job(reader, key, &value) {
+                let hint = "it looks like a job: indent it, below `jobs`";
+                fault.hint(hint).at(at)
+            } else {
+                fault.at(at)
+            });
+        }
+        entry(reader, at, key, value)
+    })?;
     reader.finish()?;
     if version {
         return Ok(());
@@ -238,6 +248,27 @@ fn read_top<'t>(
     Err(Fault::new("the key `version` is missing")
         .hint("begin the file with `version: 1`")
         .at(Pos::START))
+}
+
+/// Refuses text such as `version:1` where the map of a `place` is `expected`.
+fn check_space(node: &Node<'_>, expected: &str, (_, keys): Place) -> Result<(), Problem> {
+    let Kind::Text(text) = &node.kind else {
+        return Ok(());
+    };
+    match text.split_once(':') {
+        Some((key, _)) if keys.contains(&key) => Err(node
+            .unexpected(expected)
+            .hint(format!("put a space behind `{key}:`"))
+            .at(node.at)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an unknown key has what a job has. Its value cannot be read then.
+fn is_job(reader: &mut Reader<'_>, key: &str, value: &Node<'_>) -> bool {
+    let known = PLACES.iter().any(|(_, keys)| keys.contains(&key));
+    let first = reader.first_key(value);
+    !known && (key == "default" || first.is_some_and(|first| JOB_KEYS.contains(&&*first)))
 }
 
 fn read_mode(value: Node<'_>) -> Result<Mode, Problem> {
@@ -255,7 +286,10 @@ fn read_on_violation(value: Node<'_>) -> Result<OnViolation, Problem> {
 
 fn check_version(value: Node<'_>) -> Result<(), Problem> {
     let at = value.at;
-    match &*value.text_or_number("the number 1")? {
+    let text = value
+        .text_or_number("the number 1")
+        .map_err(|problem| problem.or_hint("write `version: 1`"))?;
+    match &*text {
         "1" => Ok(()),
         other => Err(
             Fault::new(format!("version {} is not supported", quote(other)))
@@ -276,40 +310,42 @@ fn word<T: Copy>(value: Node<'_>, words: &[(&str, T)]) -> Result<T, Problem> {
         return Ok(*found);
     }
     let fault = value.unexpected(&expected);
-    Err(
-        match value.text("").ok().and_then(|text| nearest(&text, names)) {
-            Some(name) => fault.hint(format!("did you mean `{name}`?")),
-            None => fault,
-        }
-        .at(at),
-    )
+    let switch = match value.switch() {
+        Some(true) => "verify",
+        Some(false) => "off",
+        None => "",
+    };
+    let switch = names.iter().copied().find(|name| *name == switch);
+    let text = value.text("").ok();
+    Err(match switch.or_else(|| nearest(&text?, names)) {
+        Some(name) => fault.hint(format!("did you mean `{name}`?")),
+        None => fault,
+    }
+    .at(at))
 }
 
 fn read_jobs(
     reader: &mut Reader<'_>,
     context: Context<'_>,
-    at: At,
     value: &Node<'_>,
 ) -> Result<Vec<JobEntry>, Problem> {
-    let none = || {
-        Fault::new("no job is described")
-            .hint("`default` is the job without an entry of its own; `jobs: {default: {}}` allows nothing")
-            .at(at)
-    };
-    if value.is_null() {
-        return Err(none());
-    }
     let mut jobs = Vec::new();
-    reader.map(value, "a map of jobs", |reader, at, name, value| {
+    if value.is_null() {
+        return Ok(jobs);
+    }
+    let expected = "a map of jobs";
+    if !matches!(value.kind, Kind::Map) {
+        return Err(value
+            .unexpected(expected)
+            .hint("write each job as a key: `default:`, and what it may reach below")
+            .at(value.at));
+    }
+    reader.map(value, expected, |reader, at, name, value| {
         check_text(name).map_err(|fault| fault.at(at))?;
         jobs.push(read_job(reader, context, name, &value)?);
         Ok(())
     })?;
-    if jobs.is_empty() {
-        Err(none())
-    } else {
-        Ok(jobs)
-    }
+    Ok(jobs)
 }
 
 fn read_job(
@@ -325,30 +361,38 @@ fn read_job(
     if value.is_null() {
         return Ok(job);
     }
-    reader.map(
-        value,
-        "a map with `extends`, `allow`, `deny` or `limits`",
-        |reader, at, key, value| {
-            match key {
-                "extends" => {
-                    let at = value.at;
-                    job.extends = Some((value.text("the name of a job")?.into_owned(), at));
-                }
-                "allow" => job.allow = read_rules(reader, context, List::Allow, &value)?,
-                "deny" => job.deny = read_rules(reader, context, List::Deny, &value)?,
-                "limits" => job.limits = read_limits(reader, &value)?,
-                _ => return Err(unknown_key(key, JOB).at(at)),
+    let expected = "a map with `extends`, `allow`, `deny` or `limits`";
+    check_space(value, expected, JOB)?;
+    if !matches!(value.kind, Kind::Map) && JOB_KEYS.contains(&name) {
+        return Err(value
+            .unexpected(expected)
+            .hint(format!(
+                "`{name}` is read as the name of a job here: indent it, below a job such as `default`"
+            ))
+            .at(value.at));
+    }
+    reader.map(value, expected, |reader, at, key, value| {
+        match key {
+            "extends" => {
+                let at = value.at;
+                job.extends = Some((value.text("the name of a job")?.into_owned(), at));
             }
-            Ok(())
-        },
-    )?;
+            "allow" => job.allow = read_rules(reader, context, List::Allow, &value)?,
+            "deny" => job.deny = read_rules(reader, context, List::Deny, &value)?,
+            "limits" => job.limits = read_limits(reader, &value)?,
+            _ => return Err(unknown_key(key, JOB).at(at)),
+        }
+        Ok(())
+    })?;
     Ok(job)
 }
 
 fn read_limits(reader: &mut Reader<'_>, value: &Node<'_>) -> Result<Settings, Problem> {
     let mut limits = Settings::default();
     if !value.is_null() {
-        reader.map(value, "a map of limits", |_, at, key, value| {
+        let expected = "a map of limits";
+        check_space(value, expected, LIMITS)?;
+        reader.map(value, expected, |_, at, key, value| {
             if !limits::KEYS.contains(&key) {
                 return Err(unknown_key(key, LIMITS).at(at));
             }
@@ -366,13 +410,42 @@ fn read_rules(
 ) -> Result<Vec<Item>, Problem> {
     let mut rules = Vec::new();
     // What is left of a list whose rules are all commented out.
-    if !value.is_null() {
-        reader.list(value, "a list of rules", |reader, item| {
-            rules.push(read_rule(reader, context, list, &item)?);
-            Ok(())
-        })?;
+    if value.is_null() {
+        return Ok(rules);
     }
+    let expected = "a list of rules";
+    if !matches!(value.kind, Kind::List) {
+        let hint = match reader.first_key(value) {
+            Some(key) if key.starts_with('-') => {
+                format!("put a space behind the `-` of {}", quote(&key))
+            }
+            _ => "write each rule as an item of a list: `- host: git.example.com`".into(),
+        };
+        return Err(value.unexpected(expected).hint(hint).at(value.at));
+    }
+    reader.list(value, expected, |reader, item| {
+        rules.push(read_rule(reader, context, list, &item)?);
+        Ok(())
+    })?;
     Ok(rules)
+}
+
+/// What to do about an item of a list of rules that is no map.
+fn rule_hint(context: Context<'_>, item: &Node<'_>) -> String {
+    let whole = "write a rule as `- host: git.example.com`";
+    let Kind::Text(text) = &item.kind else {
+        return whole.into();
+    };
+    if context
+        .presets
+        .is_some_and(|presets| presets.get(text).is_ok())
+    {
+        return format!("write `- use: {text}`");
+    }
+    match target::guess(text) {
+        Some(key) => format!("write `- {}", key.trim_start_matches('`')),
+        None => whole.into(),
+    }
 }
 
 fn read_rule(
@@ -397,58 +470,66 @@ fn read_rule(
     let mut tls = None;
     let mut http = None;
     let mut fail = true;
-    reader.map(
-        node,
-        "a rule such as `host: git.example.com`",
-        |reader, at, key, value| {
-            if !place.1.contains(&key) {
-                return Err(unknown_key(key, place).at(at));
+    let expected = "a rule such as `host: git.example.com`";
+    check_space(node, expected, place)?;
+    if !matches!(node.kind, Kind::Map) {
+        let hint = rule_hint(context, node);
+        return Err(node.unexpected(expected).hint(hint).at(node.at));
+    }
+    reader.map(node, expected, |reader, at, key, value| {
+        if !place.1.contains(&key) {
+            return Err(unknown_key(key, place).at(at));
+        }
+        if location.is_none() {
+            let begin = reader.place(key).ok_or_else(|| {
+                Fault::new("a rule's keys must stand in the file as they are, without escapes")
+                    .hint(format!("write `{key}`"))
+                    .at(at)
+            })?;
+            location = Some(context.source.location(begin));
+        }
+        if matches!(key, "host" | "cidr" | "use") && value.is_empty() {
+            return Err(value
+                .unexpected("what the rule is about")
+                .hint(format!("write it behind `{key}:`"))
+                .at(value.at));
+        }
+        if key == "use" {
+            preset = Some(read_use(context, list, value)?);
+            return Ok(());
+        }
+        other_key = Some(at);
+        match key {
+            "host" | "cidr" if target.is_some() => {
+                return Err(Fault::new("a rule has either `host` or `cidr`, not both")
+                    .hint("make two rules of it")
+                    .at(at));
             }
-            if location.is_none() {
-                let begin = reader.place(key).ok_or_else(|| {
-                    Fault::new("a rule's keys must stand in the file as they are, without escapes")
-                        .hint(format!("write `{key}`"))
-                        .at(at)
-                })?;
-                location = Some(context.source.location(begin));
+            "host" | "cidr" if matches!(value.kind, Kind::List) => {
+                return Err(value
+                    .unexpected("one host or network")
+                    .hint("make a rule for each")
+                    .at(value.at));
             }
-            if key == "use" {
-                preset = Some(read_use(context, list, value)?);
-                return Ok(());
+            "host" => target = Some(parsed(value, "a host name", target::host)?),
+            "cidr" => {
+                target = Some(parsed(
+                    value,
+                    "a network such as 198.51.100.0/24",
+                    target::cidr,
+                )?)
             }
-            other_key = Some(at);
-            match key {
-                "host" | "cidr" if target.is_some() => {
-                    return Err(Fault::new("a rule has either `host` or `cidr`, not both")
-                        .hint("make two rules of it")
-                        .at(at));
-                }
-                "host" | "cidr" if matches!(value.kind, Kind::List) => {
-                    return Err(value
-                        .unexpected("one host or network")
-                        .hint("make a rule for each")
-                        .at(value.at));
-                }
-                "host" => target = Some(parsed(value, "a host name", target::host)?),
-                "cidr" => {
-                    target = Some(parsed(
-                        value,
-                        "a network such as 198.51.100.0/24",
-                        target::cidr,
-                    )?)
-                }
-                "ports" => ports = Some((read_ports(reader, at, &value)?, at)),
-                "reason" => reason = Some(prose(value)?),
-                "owner" => owner = Some(prose(value)?),
-                "private" => private = Some((value.boolean()?, at)),
-                "tls" => tls = Some((read_check(value)?, at)),
-                "http" => http = Some((read_check(value)?, at)),
-                "expires" => expires = Some(read_date(value)?),
-                _ => fail = value.boolean()?,
-            }
-            Ok(())
-        },
-    )?;
+            "ports" => ports = Some((read_ports(reader, at, &value)?, at)),
+            "reason" => reason = Some(prose(value)?),
+            "owner" => owner = Some(prose(value)?),
+            "private" => private = Some((value.boolean()?, at)),
+            "tls" => tls = Some((read_check(value)?, at)),
+            "http" => http = Some((read_check(value)?, at)),
+            "expires" => expires = Some(read_date(value)?),
+            _ => fail = value.boolean()?,
+        }
+        Ok(())
+    })?;
     if let Some(preset) = preset {
         return match other_key {
             None => Ok(Item::Use(preset)),
@@ -458,9 +539,14 @@ fn read_rule(
         };
     }
     let (target, location) = target.zip(location).ok_or_else(|| {
-        Fault::new("the rule has neither `host` nor `cidr`")
-            .hint("say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`")
-            .at(node.at)
+        let keys = "`host: git.example.com` or `cidr: 198.51.100.0/24`";
+        match context.presets {
+            Some(_) => Fault::new("the rule has none of `host`, `cidr` and `use`")
+                .hint(format!("say what it is about: {keys}; or `use` a preset")),
+            None => Fault::new("the rule has neither `host` nor `cidr`")
+                .hint(format!("say what it is about: {keys}")),
+        }
+        .at(node.at)
     })?;
     if let Some((true, at)) = private
         && !matches!(target, Target::Host(_))

@@ -144,17 +144,36 @@ fn size(text: &str) -> Result<u64, Fault> {
     };
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (digits, unit) = text.split_at(digits);
+    if digits.is_empty() {
+        return Err(fault("is not a size"));
+    }
     let unit = match unit.trim_start() {
         "" => 1,
         unit => {
             let known = UNITS.iter().find(|(name, _)| *name == unit);
-            known.ok_or_else(|| fault("is not a size"))?.1
+            let near = || {
+                let fault = fault("is not a size");
+                // `500mb`, `500M`
+                let near = UNITS.iter().find(|(name, _)| {
+                    name.eq_ignore_ascii_case(unit)
+                        || name.eq_ignore_ascii_case(&format!("{unit}B"))
+                });
+                match near {
+                    Some((name, _)) => fault.hint(format!(
+                        "did you mean {}{name}?",
+                        quote(digits).trim_matches('`')
+                    )),
+                    None => fault,
+                }
+            };
+            known.ok_or_else(near)?.1
         }
     };
-    if digits.is_empty() {
-        return Err(fault("is not a size"));
-    }
     let bytes = digits.parse().ok().and_then(|n: u64| n.checked_mul(unit));
+    if bytes == Some(0) {
+        return Err(Fault::new(format!("{} is out of range", quote(text)))
+            .hint("it is at least 1; `none` is no limit"));
+    }
     // What the kernel counts in, with room to add to it.
     bytes
         .filter(|bytes| (1..=i64::MAX.unsigned_abs()).contains(bytes))

@@ -10,6 +10,7 @@ use time::Date;
 
 use crate::error::{Fault, Location, quote};
 use crate::name::HostPattern;
+use crate::ports;
 
 /// The networks of [`Target::Localhost`].
 pub(crate) const LOOPBACK: [IpNet; 2] = [
@@ -25,9 +26,9 @@ pub struct Rule {
     /// The ports, sorted by protocol and port, disjoint and merged; host byte order. Never empty
     /// in an `allow` rule; empty in a `deny` rule that holds for every port and protocol.
     pub ports: Vec<PortRange>,
-    /// Why the rule is there, for reports.
+    /// Why the rule is there, for those who read the policy.
     pub reason: Option<Arc<str>>,
-    /// Who answers for the rule, for reports.
+    /// Who answers for the rule, for those who read the policy.
     pub owner: Option<Arc<str>>,
     /// Whether the names of an `allow` rule may resolve to private addresses.
     pub private: bool,
@@ -192,11 +193,7 @@ impl fmt::Display for Target {
 
 /// Parses the value of `host`.
 pub(crate) fn host(text: &str) -> Result<Target, Fault> {
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'))
-        .unwrap_or(text);
-    if let Ok(address) = bare.parse::<IpAddr>() {
+    if let Some(address) = address(text) {
         return Err(address_as_host(text, address));
     }
     if let Ok(net) = text.parse::<IpNet>() {
@@ -205,39 +202,75 @@ pub(crate) fn host(text: &str) -> Result<Target, Fault> {
                 .hint(format!("use `cidr: {}`", net.trunc())),
         );
     }
-    if let Some((_, rest)) = text.split_once("://") {
+    let alone = "give the host name alone";
+    if let Some((scheme, rest)) = text.split_once("://") {
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let host = authority.rsplit('@').next().unwrap_or_default();
-        let host = host.rsplit_once(':').map_or(host, |(host, _port)| host);
+        let (_, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (host, port) = split_port(host);
+        let port = port.or(match scheme {
+            "http" => Some("80"),
+            "ssh" => Some(SSH),
+            _ => None,
+        });
+        let has_path = rest.len() > authority.len() + 1;
         let fault = Fault::new(format!("{} is a URL, not a host name", quote(text)));
-        return Err(match HostPattern::parse(host) {
-            Ok(host) => fault.hint(format!("use `host: {host}`; paths cannot be told apart")),
-            Err(_) => fault.hint("give the host name alone"),
+        return Err(match keys(host, port, scheme == "ssh") {
+            Some(keys) if has_path => fault.hint(format!("use {keys}; paths cannot be told apart")),
+            Some(keys) => fault.hint(format!("use {keys}")),
+            None => fault.hint(alone),
         });
     }
-    if let Some((host, path)) = text.split_once('/')
-        && let Ok(host) = HostPattern::parse(host)
-    {
-        return Err(Fault::new(format!(
-            "{} has a path ({}), which is no part of a host name",
-            quote(text),
-            quote(path)
-        ))
-        .hint(format!("use `host: {host}`; paths cannot be told apart")));
+    let (authority, path) = match text.split_once('/') {
+        Some((authority, path)) => (authority, Some(path)),
+        None => (text, None),
+    };
+    if let Some((_, rest)) = authority.split_once('@') {
+        let (host, port) = match rest.split_once(':') {
+            // `git@git.example.com:repo.git`, as SSH clients have it.
+            Some((host, path)) if !is_number(path) => (host, Some(SSH)),
+            _ => split_port(rest),
+        };
+        let message = format!("{} is not a host name: it holds a user", quote(text));
+        return Err(
+            Fault::new(message).hint(match keys(host, port, port == Some(SSH)) {
+                Some(keys) => format!("use {keys}"),
+                None => alone.into(),
+            }),
+        );
     }
-    if let Some((host, port)) = text.rsplit_once(':')
-        && port.bytes().all(|b| b.is_ascii_digit())
-    {
-        return Err(Fault::new(format!(
-            "{} is not a host name: it holds a port",
-            quote(text)
-        ))
-        .hint(format!(
-            "use `host: {}` and `ports: [{}]`",
-            quote(host).trim_matches('`'),
-            quote(port).trim_matches('`')
-        )));
+    let (host, port) = split_port(authority);
+    let hint = || match keys(host, port, false) {
+        Some(keys) => format!("use {keys}"),
+        None => alone.into(),
+    };
+    match (path, port) {
+        (None, None) => name(text),
+        (None, Some(_)) => {
+            let message = format!("{} is not a host name: it holds a port", quote(text));
+            Err(Fault::new(message).hint(hint()))
+        }
+        // A network whose prefix length is none.
+        (Some(path), _)
+            if address(host).is_some() && path.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            cidr(text)
+        }
+        (Some(path), _) => {
+            let message = format!(
+                "{} has a path ({}), which is no part of a host name",
+                quote(text),
+                quote(path)
+            );
+            Err(Fault::new(message).hint(format!("{}; paths cannot be told apart", hint())))
+        }
     }
+}
+
+/// The port of SSH, in whose addresses it is not said.
+const SSH: &str = "22";
+
+/// A name, a wildcard or `localhost`.
+fn name(text: &str) -> Result<Target, Fault> {
     let pattern = HostPattern::parse(text)?;
     let base = pattern.base().as_str();
     let last = base.rsplit('.').next().unwrap_or_default();
@@ -270,9 +303,70 @@ pub(crate) fn host(text: &str) -> Result<Target, Fault> {
 }
 
 fn address_as_host(text: &str, address: IpAddr) -> Fault {
-    let address = address.to_canonical();
     Fault::new(format!("{} is an address, not a host name", quote(text)))
-        .hint(format!("use `cidr: {}`", IpNet::from(address)))
+        .hint(format!("use {}", key(&one_address(address))))
+}
+
+/// An address, also as URLs have it: `[2001:db8::1]`.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    bare.parse().ok()
+}
+
+/// What a rule for one address speaks of: of the usual loopback addresses, whatever listens there.
+fn one_address(address: IpAddr) -> Target {
+    let address = address.to_canonical();
+    if [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].contains(&address) {
+        Target::Localhost
+    } else {
+        Target::Cidr(address.into())
+    }
+}
+
+/// `host:port` in its parts.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if is_number(port) => (host, Some(port)),
+        _ => (authority, None),
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The keys of a rule for `host`, for a hint. A port that no rule can have is left out.
+fn keys(host: &str, port: Option<&str>, ssh: bool) -> Option<String> {
+    let host = guess(host)?;
+    let port = port.filter(|port| *port != "443" && ports::parse(port).is_ok());
+    Some(match port {
+        Some(port) if ssh => {
+            format!("{host}, `ports: [{port}]` and, under `allow`, `tls: off`")
+        }
+        Some(port) => format!("{host} and `ports: [{port}]`"),
+        None => host,
+    })
+}
+
+/// The key, with its value, for what `text` seems to mean, for a hint.
+pub(crate) fn guess(text: &str) -> Option<String> {
+    let target = match address(text) {
+        Some(address) => one_address(address),
+        None => cidr(text).or_else(|_| name(text)).ok()?,
+    };
+    Some(key(&target))
+}
+
+/// The key for `target`, with its value, as the file would have it, for a hint.
+fn key(target: &Target) -> String {
+    match target {
+        Target::Host(host) if host.is_wildcard() => format!("`host: \"{host}\"`"),
+        Target::Cidr(net) => format!("`cidr: {net}`"),
+        _ => format!("`host: {target}`"),
+    }
 }
 
 /// Parses the value of `cidr`.
@@ -293,7 +387,7 @@ pub(crate) fn cidr(text: &str) -> Result<Target, Fault> {
                     && !text.contains('/')
                     && !text.ends_with(|c: char| c.is_ascii_digit()) =>
             {
-                fault.hint(format!("use `host: {host}`"))
+                fault.hint(format!("use {}", key(&Target::Host(host))))
             }
             _ => fault.hint("write networks as 198.51.100.0/24 or 2001:db8::/32"),
         });
@@ -324,4 +418,38 @@ pub(crate) fn cidr(text: &str) -> Result<Target, Fault> {
         );
     }
     Ok(Target::Cidr(net))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::{Pos, Source};
+
+    proptest! {
+        #[test]
+        fn what_a_hint_proposes_is_accepted(
+            text in r"(https?://|ssh://|git@|\*\.)?([a-c0-9.:*/@\[\]-]{0,12}|[0-9.]{1,4}\.0\.0\.1)(:[0-9]{1,6})?(/[0-9a-c@]{0,3})?",
+        ) {
+            let Err(fault) = host(&text) else {
+                return Ok(());
+            };
+            // Backticks are around each key with its value.
+            let error = Source::new("policy.yml", String::new()).error(fault.at(Pos::START));
+            for proposal in error.hint().unwrap_or_default().split('`').skip(1).step_by(2) {
+                let value = |key| proposal.strip_prefix(key);
+                let accepted = if let Some(value) = value("host: ") {
+                    host(value.trim_matches('"')).is_ok()
+                } else if let Some(value) = value("cidr: ") {
+                    cidr(value).is_ok()
+                } else if let Some(value) = value("ports: [") {
+                    ports::parse(value.trim_end_matches(']')).is_ok()
+                } else {
+                    true
+                };
+                prop_assert!(accepted, "{} is told: {}", text, proposal);
+            }
+        }
+    }
 }

@@ -18,7 +18,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor};
 use serde_yaml::Deserializer;
 
-use crate::error::{At, Fault, Pos, Problem, quote, shown};
+use crate::error::{At, Fault, Pos, Problem, lines, quote, shown};
 
 /// Most lists and maps in each other. A policy has six.
 const DEPTH: usize = 16;
@@ -89,7 +89,36 @@ impl<'t> Node<'t> {
             ))
             .hint("remove the quotes")
             .at(self.at)),
-            _ => Err(self.unexpected(expected).at(self.at)),
+            _ => {
+                let fault = self.unexpected(expected);
+                Err(match self.switch() {
+                    Some(meant) => fault.hint(format!("did you mean `{meant}`?")),
+                    None => fault,
+                }
+                .at(self.at))
+            }
+        }
+    }
+
+    /// Whether there is no value, or empty text.
+    pub(crate) fn is_empty(&self) -> bool {
+        match &self.kind {
+            Kind::Null => true,
+            Kind::Text(text) => text.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// What is meant by a word that switches something on or off elsewhere, for a hint.
+    pub(crate) fn switch(&self) -> Option<bool> {
+        match &self.kind {
+            Kind::Bool(value) => Some(*value),
+            Kind::Text(text) => match &*text.to_lowercase() {
+                "true" | "yes" | "on" | "enable" | "enabled" => Some(true),
+                "false" | "no" | "off" | "disable" | "disabled" | "none" => Some(false),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -168,7 +197,14 @@ impl<'t> Reader<'t> {
                     .at(at));
             }
             let value = self.next()?;
-            entry(self, at, &key, value)?;
+            let empty = value.is_empty();
+            entry(self, at, &key, value).map_err(|problem| {
+                if empty {
+                    problem.or_hint("write its value, or remove the key")
+                } else {
+                    problem
+                }
+            })?;
             seen.insert(key, at);
         }
     }
@@ -189,6 +225,17 @@ impl<'t> Reader<'t> {
                 return Ok(());
             }
             item(self, node)?;
+        }
+    }
+
+    /// The first key of the map that `node` begins, for a message. The map cannot be read then.
+    pub(crate) fn first_key(&mut self, node: &Node<'_>) -> Option<Cow<'t, str>> {
+        if !matches!(node.kind, Kind::Map) {
+            return None;
+        }
+        match self.next().ok()?.kind {
+            Kind::Text(key) => Some(key),
+            _ => None,
         }
     }
 
@@ -550,16 +597,61 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
             let fault = Fault::new(format!("not valid YAML: {}", shown(&message)));
             if rest.starts_with('\t') {
                 fault.hint("indent with spaces")
-            } else if message.starts_with("mapping values are not allowed") {
-                fault.hint(
-                    "is the line indented like its neighbours? text with `: ` in it must be quoted",
-                )
             } else {
-                fault
+                match layout(&message, before, rest) {
+                    Some(hint) => fault.hint(hint),
+                    None => fault,
+                }
             }
         }
     };
     fault.at(Pos::START.after(before))
+}
+
+/// What may be wrong with spaces where libyaml gives up with `message`, between `before` and
+/// `rest`.
+fn layout(message: &str, before: &str, rest: &str) -> Option<String> {
+    let is = |start| message.starts_with(start);
+    if is("mapping values are not allowed") {
+        let hint = "is the line indented like its neighbours? text with `: ` in it must be quoted";
+        return Some(hint.into());
+    }
+    if is("could not find expected ':'") {
+        return Some("a key ends with a colon and a space".into());
+    }
+    let (above, indentation) = match before.rfind(['\n', '\r']) {
+        Some(end) => before.split_at(end + 1),
+        None => ("", before),
+    };
+    let in_list = is("did not find expected '-' indicator");
+    let misplaced =
+        in_list || is("did not find expected key") || is("block sequence entries are not allowed");
+    if !misplaced || !indentation.trim().is_empty() {
+        return None;
+    }
+    if let Some(item) = rest.strip_prefix('-')
+        && item.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        return Some("put a space behind the `-`".into());
+    }
+    let items = (1..).zip(lines(above)).filter_map(|(number, line)| {
+        let item = line.trim_start().strip_prefix("- ")?;
+        Some((number, item))
+    });
+    let key = items.last().and_then(|(number, item)| {
+        let (key, _) = item.split_once(':')?;
+        let is_plain = key
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        is_plain.then_some((number, key))
+    });
+    Some(match key {
+        Some((number, key)) if in_list => format!(
+            "if it belongs to the item in line {number}, align it with {} there",
+            quote(key)
+        ),
+        _ => "is the line indented like its neighbours?".into(),
+    })
 }
 
 #[cfg(test)]

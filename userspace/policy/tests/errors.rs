@@ -254,7 +254,8 @@ jobs: {default: {}}
 policy.yml:1:9: expected the number 1, found nothing
    |
  1 | version:
-   |         ^"#,
+   |         ^
+   = hint: write `version: 1`"#,
     ),
     (
         "no jobs key",
@@ -301,7 +302,8 @@ jobs:
 policy.yml:3:3: expected a map of jobs, found a list
    |
  3 |   - default
-   |   ^"#,
+   |   ^
+   = hint: write each job as a key: `default:`, and what it may reach below"#,
     ),
     (
         "jobs text",
@@ -312,7 +314,8 @@ jobs: default
 policy.yml:2:7: expected a map of jobs, found `default`
    |
  2 | jobs: default
-   |       ^"#,
+   |       ^
+   = hint: write each job as a key: `default:`, and what it may reach below"#,
     ),
     (
         "mode misspelt",
@@ -474,7 +477,8 @@ jobs:
 policy.yml:5:9: expected a rule such as `host: git.example.com`, found `git.example.com`
    |
  5 |       - git.example.com
-   |         ^"#,
+   |         ^
+   = hint: write `- host: git.example.com`"#,
     ),
     (
         "rule empty",
@@ -485,11 +489,11 @@ jobs:
       - {}
 "#,
         r#"
-policy.yml:5:9: the rule has neither `host` nor `cidr`
+policy.yml:5:9: the rule has none of `host`, `cidr` and `use`
    |
  5 |       - {}
    |         ^
-   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`; or `use` a preset"#,
     ),
     (
         "rule null",
@@ -503,7 +507,8 @@ jobs:
 policy.yml:5:8: expected a rule such as `host: git.example.com`, found nothing
    |
  5 |       -
-   |        ^"#,
+   |        ^
+   = hint: write a rule as `- host: git.example.com`"#,
     ),
     (
         "rule without target",
@@ -515,11 +520,11 @@ jobs:
         ports: [443]
 "#,
         r#"
-policy.yml:5:9: the rule has neither `host` nor `cidr`
+policy.yml:5:9: the rule has none of `host`, `cidr` and `use`
    |
  5 |       - reason: because
    |         ^
-   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`; or `use` a preset"#,
     ),
     (
         "both",
@@ -548,7 +553,8 @@ jobs:
 policy.yml:4:12: expected a list of rules, found a map
    |
  4 |     allow: {host: git.example.com}
-   |            ^"#,
+   |            ^
+   = hint: write each rule as an item of a list: `- host: git.example.com`"#,
     ),
     (
         "tls of a cidr rule",
@@ -579,7 +585,8 @@ jobs:
 policy.yml:6:14: expected one of `verify`, `off`, found `on`
    |
  6 |         tls: on
-   |              ^"#,
+   |              ^
+   = hint: did you mean `verify`?"#,
     ),
     (
         "quic without tls off",
@@ -848,7 +855,8 @@ jobs: {default: {}}
 policy.yml:2:17: expected a number, found nothing
    |
  2 | limits: {names: }
-   |                 ^"#,
+   |                 ^
+   = hint: write its value, or remove the key"#,
     ),
     (
         "a size with an unknown unit",
@@ -861,7 +869,7 @@ policy.yml:2:18: `5mb` is not a size
    |
  2 | limits: {upload: 5mb}
    |                  ^
-   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+   = hint: did you mean 5MB?"#,
     ),
     (
         "a size that is too large",
@@ -887,7 +895,7 @@ policy.yml:2:18: `0` is out of range
    |
  2 | limits: {upload: 0}
    |                  ^
-   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+   = hint: it is at least 1; `none` is no limit"#,
     ),
     (
         "the same limit twice",
@@ -1016,7 +1024,8 @@ jobs:
 policy.yml:6:18: expected `true` or `false`, found `yes`
    |
  6 |         private: yes
-   |                  ^"#,
+   |                  ^
+   = hint: did you mean `true`?"#,
     ),
     (
         "private quoted",
@@ -1047,7 +1056,8 @@ jobs:
 policy.yml:6:16: expected text, found nothing
    |
  6 |         reason:
-   |                ^"#,
+   |                ^
+   = hint: write its value, or remove the key"#,
     ),
     (
         "reason list",
@@ -1093,7 +1103,8 @@ jobs:
 policy.yml:6:16: expected text, found empty text
    |
  6 |         owner: ""
-   |                ^"#,
+   |                ^
+   = hint: write its value, or remove the key"#,
     ),
     (
         "host null",
@@ -1104,10 +1115,11 @@ jobs:
       - host: 
 "#,
         r#"
-policy.yml:5:14: expected a host name, found nothing
+policy.yml:5:14: expected what the rule is about, found nothing
    |
  5 |       - host:
-   |              ^"#,
+   |              ^
+   = hint: write it behind `host:`"#,
     ),
     (
         "host empty",
@@ -1118,10 +1130,11 @@ jobs:
       - host: ""
 "#,
         r#"
-policy.yml:5:15: expected a host name, found empty text
+policy.yml:5:15: expected what the rule is about, found empty text
    |
  5 |       - host: ""
-   |               ^"#,
+   |               ^
+   = hint: write it behind `host:`"#,
     ),
     (
         "host list",
@@ -1466,7 +1479,7 @@ policy.yml:5:15: `https://user:pw@git.example.com:8443/` is a URL, not a host na
    |
  5 |       - host: https://user:pw@git.example.com:8443/
    |               ^
-   = hint: use `host: git.example.com`; paths cannot be told apart"#,
+   = hint: use `host: git.example.com` and `ports: [8443]`"#,
     ),
     (
         "bad url",
@@ -1956,7 +1969,8 @@ jobs:
 policy.yml:6:15: expected a list of ports, found nothing
    |
  6 |         ports:
-   |               ^"#,
+   |               ^
+   = hint: write its value, or remove the key"#,
     ),
     (
         "port map",
@@ -1987,7 +2001,8 @@ jobs:
 policy.yml:7:15: expected text, found nothing
    |
  7 |         owner:
-   |               ^"#,
+   |               ^
+   = hint: write its value, or remove the key"#,
     ),
     (
         "many by dns",
@@ -2305,10 +2320,1008 @@ jobs:
       - {}
 "#,
         r#"
-policy.yml:6:9: the rule has neither `host` nor `cidr`
+policy.yml:6:9: the rule has none of `host`, `cidr` and `use`
    |
  6 |       - {}
    |         ^
-   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`"#,
+   = hint: say what it is about: `host: git.example.com` or `cidr: 198.51.100.0/24`; or `use` a preset"#,
+    ),
+    (
+        "a key that is aligned with the list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+      ports: [443]
+"#,
+        r#"
+policy.yml:6:7: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 6 |       ports: [443]
+   |       ^
+   = hint: if it belongs to the item in line 5, align it with `host` there"#,
+    ),
+    (
+        "a key that is aligned with nothing",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+       ports: [443]
+"#,
+        r#"
+policy.yml:6:8: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 6 |        ports: [443]
+   |        ^
+   = hint: if it belongs to the item in line 5, align it with `host` there"#,
+    ),
+    (
+        "a key of a job in its list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+      deny: []
+"#,
+        r#"
+policy.yml:6:7: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 6 |       deny: []
+   |       ^
+   = hint: if it belongs to the item in line 5, align it with `host` there"#,
+    ),
+    (
+        "a list that is aligned with nothing",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+     - host: b.example.com
+"#,
+        r#"
+policy.yml:6:6: not valid YAML: did not find expected key, while parsing a block mapping at line 4 column 5
+   |
+ 6 |      - host: b.example.com
+   |      ^
+   = hint: is the line indented like its neighbours?"#,
+    ),
+    (
+        "a job's key that is aligned with nothing",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+   deny: []
+"#,
+        r#"
+policy.yml:6:4: not valid YAML: did not find expected key, while parsing a block mapping at line 3 column 3
+   |
+ 6 |    deny: []
+   |    ^
+   = hint: is the line indented like its neighbours?"#,
+    ),
+    (
+        "a key after a wildcard that is aligned with the list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "*.cdn.example.com"
+        reason: files
+      # and
+      ports: [443]
+"#,
+        r#"
+policy.yml:8:7: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 8 |       ports: [443]
+   |       ^
+   = hint: if it belongs to the item in line 5, align it with `host` there"#,
+    ),
+    (
+        "text behind a quoted value",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "git.example.com" it
+"#,
+        r#"
+policy.yml:5:33: not valid YAML: did not find expected key, while parsing a block mapping at line 5 column 9
+   |
+ 5 |       - host: "git.example.com" it
+   |                                 ^"#,
+    ),
+    (
+        "jobs that are not indented",
+        r#"version: 1
+jobs:
+default:
+  allow:
+    - host: git.example.com
+"#,
+        r#"
+policy.yml:3:1: unknown key `default` at the top of the file
+   |
+ 3 | default:
+   | ^
+   = hint: it looks like a job: indent it, below `jobs`"#,
+    ),
+    (
+        "another job that is not indented",
+        r#"version: 1
+jobs:
+  default: {}
+release:
+  extends: default
+"#,
+        r#"
+policy.yml:4:1: unknown key `release` at the top of the file
+   |
+ 4 | release:
+   | ^
+   = hint: it looks like a job: indent it, below `jobs`"#,
+    ),
+    (
+        "a job without jobs",
+        r#"version: 1
+default:
+"#,
+        r#"
+policy.yml:2:1: unknown key `default` at the top of the file
+   |
+ 2 | default:
+   | ^
+   = hint: it looks like a job: indent it, below `jobs`"#,
+    ),
+    (
+        "a strange key that is no job",
+        r#"version: 1
+networks: {default: {}}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:1: unknown key `networks` at the top of the file
+   |
+ 2 | networks: {default: {}}
+   | ^
+   = hint: keys here are `version`, `mode`, `on_violation`, `limits`, `jobs`"#,
+    ),
+    (
+        "rules beside their job",
+        r#"version: 1
+jobs:
+  default:
+  allow:
+    - host: git.example.com
+"#,
+        r#"
+policy.yml:5:5: expected a map with `extends`, `allow`, `deny` or `limits`, found a list
+   |
+ 5 |     - host: git.example.com
+   |     ^
+   = hint: `allow` is read as the name of a job here: indent it, below a job such as `default`"#,
+    ),
+    (
+        "extends beside its job",
+        r#"version: 1
+jobs:
+  default:
+  release:
+  extends: default
+"#,
+        r#"
+policy.yml:5:12: expected a map with `extends`, `allow`, `deny` or `limits`, found `default`
+   |
+ 5 |   extends: default
+   |            ^
+   = hint: `extends` is read as the name of a job here: indent it, below a job such as `default`"#,
+    ),
+    (
+        "rules without a job",
+        r#"version: 1
+allow:
+  - host: git.example.com
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:1: unknown key `allow` at the top of the file
+   |
+ 2 | allow:
+   | ^
+   = hint: `allow` stands in a job"#,
+    ),
+    (
+        "tls false",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        tls: false
+"#,
+        r#"
+policy.yml:6:14: expected one of `verify`, `off`, found `false`
+   |
+ 6 |         tls: false
+   |              ^
+   = hint: did you mean `off`?"#,
+    ),
+    (
+        "tls disabled",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        tls: Disabled
+"#,
+        r#"
+policy.yml:6:14: expected one of `verify`, `off`, found `Disabled`
+   |
+ 6 |         tls: Disabled
+   |              ^
+   = hint: did you mean `off`?"#,
+    ),
+    (
+        "http yes",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        http: yes
+"#,
+        r#"
+policy.yml:6:15: expected one of `verify`, `off`, found `yes`
+   |
+ 6 |         http: yes
+   |               ^
+   = hint: did you mean `verify`?"#,
+    ),
+    (
+        "tls misspelt",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        tls: verfy
+"#,
+        r#"
+policy.yml:6:14: expected one of `verify`, `off`, found `verfy`
+   |
+ 6 |         tls: verfy
+   |              ^
+   = hint: did you mean `verify`?"#,
+    ),
+    (
+        "private on",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        private: on
+"#,
+        r#"
+policy.yml:6:18: expected `true` or `false`, found `on`
+   |
+ 6 |         private: on
+   |                  ^
+   = hint: did you mean `true`?"#,
+    ),
+    (
+        "private maybe",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        private: maybe
+"#,
+        r#"
+policy.yml:6:18: expected `true` or `false`, found `maybe`
+   |
+ 6 |         private: maybe
+   |                  ^"#,
+    ),
+    (
+        "mode true",
+        r#"version: 1
+mode: true
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:7: expected one of `enforce`, `audit`, found `true`
+   |
+ 2 | mode: true
+   |       ^"#,
+    ),
+    (
+        "a rule without a space behind its key",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host:git.example.com
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `host:git.example.com`
+   |
+ 5 |       - host:git.example.com
+   |         ^
+   = hint: put a space behind `host:`"#,
+    ),
+    (
+        "a rule without a space behind its key, with another",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host:git.example.com
+        ports: [443]
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `host:git.example.com ports`
+   |
+ 5 |       - host:git.example.com
+   |         ^
+   = hint: put a space behind `host:`"#,
+    ),
+    (
+        "a key without a space behind it",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - ports: [443]
+        host:git.example.com
+"#,
+        r#"
+policy.yml:6:29: not valid YAML: could not find expected ':', while scanning a simple key at line 6 column 9
+   |
+ 6 |         host:git.example.com
+   |                             ^
+   = hint: a key ends with a colon and a space"#,
+    ),
+    (
+        "a rule without a space behind its dash",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      -host: git.example.com
+"#,
+        r#"
+policy.yml:5:7: expected a list of rules, found a map
+   |
+ 5 |       -host: git.example.com
+   |       ^
+   = hint: put a space behind the `-` of `-host`"#,
+    ),
+    (
+        "a second rule without a space behind its dash",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+      -host: b.example.com
+"#,
+        r#"
+policy.yml:6:7: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 6 |       -host: b.example.com
+   |       ^
+   = hint: put a space behind the `-`"#,
+    ),
+    (
+        "rules that are no list",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      host: git.example.com
+"#,
+        r#"
+policy.yml:5:7: expected a list of rules, found a map
+   |
+ 5 |       host: git.example.com
+   |       ^
+   = hint: write each rule as an item of a list: `- host: git.example.com`"#,
+    ),
+    (
+        "a network for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - 198.51.100.0/24
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `198.51.100.0/24`
+   |
+ 5 |       - 198.51.100.0/24
+   |         ^
+   = hint: write `- cidr: 198.51.100.0/24`"#,
+    ),
+    (
+        "an address for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - 198.51.100.7
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `198.51.100.7`
+   |
+ 5 |       - 198.51.100.7
+   |         ^
+   = hint: write `- cidr: 198.51.100.7/32`"#,
+    ),
+    (
+        "a wildcard for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - "*.cdn.example.com"
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `*.cdn.example.com`
+   |
+ 5 |       - "*.cdn.example.com"
+   |         ^
+   = hint: write `- host: "*.cdn.example.com"`"#,
+    ),
+    (
+        "a preset for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - localhost-services
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `localhost-services`
+   |
+ 5 |       - localhost-services
+   |         ^
+   = hint: write `- use: localhost-services`"#,
+    ),
+    (
+        "a URL for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - https://git.example.com/
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found `https://git.example.com/`
+   |
+ 5 |       - https://git.example.com/
+   |         ^
+   = hint: write a rule as `- host: git.example.com`"#,
+    ),
+    (
+        "a list for a rule",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - [git.example.com]
+"#,
+        r#"
+policy.yml:5:9: expected a rule such as `host: git.example.com`, found a list
+   |
+ 5 |       - [git.example.com]
+   |         ^
+   = hint: write a rule as `- host: git.example.com`"#,
+    ),
+    (
+        "a key without a colon",
+        r#"version: 1
+jobs
+  default: {}
+"#,
+        r#"
+policy.yml:3:10: not valid YAML: could not find expected ':', while scanning a simple key at line 2 column 1
+   |
+ 3 |   default: {}
+   |          ^
+   = hint: a key ends with a colon and a space"#,
+    ),
+    (
+        "a last key without a colon",
+        r#"version: 1
+jobs: {default: {}}
+mode
+"#,
+        r#"
+policy.yml:3:5: not valid YAML: could not find expected ':', while scanning a simple key at line 3 column 1
+   |
+ 3 | mode
+   |     ^
+   = hint: a key ends with a colon and a space"#,
+    ),
+    (
+        "version without a space",
+        r#"version:1
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:1:1: expected a map of keys such as `version` and `jobs`, found `version:1 jobs`
+   |
+ 1 | version:1
+   | ^
+   = hint: put a space behind `version:`"#,
+    ),
+    (
+        "no time in expires",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com
+        expires:
+"#,
+        r#"
+policy.yml:6:17: expected a date such as 2027-03-31, found nothing
+   |
+ 6 |         expires:
+   |                 ^
+   = hint: write its value, or remove the key"#,
+    ),
+    (
+        "mode null",
+        r#"version: 1
+mode:
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:6: expected one of `enforce`, `audit`, found nothing
+   |
+ 2 | mode:
+   |      ^
+   = hint: write its value, or remove the key"#,
+    ),
+    (
+        "a preset without a name",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - use:
+"#,
+        r#"
+policy.yml:5:13: expected what the rule is about, found nothing
+   |
+ 5 |       - use:
+   |             ^
+   = hint: write it behind `use:`"#,
+    ),
+    (
+        "kilobytes",
+        r#"version: 1
+limits: {upload: 64KB}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `64KB` is not a size
+   |
+ 2 | limits: {upload: 64KB}
+   |                  ^
+   = hint: did you mean 64kB?"#,
+    ),
+    (
+        "megabytes",
+        r#"version: 1
+limits: {upload: 500M}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `500M` is not a size
+   |
+ 2 | limits: {upload: 500M}
+   |                  ^
+   = hint: did you mean 500MB?"#,
+    ),
+    (
+        "an unknown unit",
+        r#"version: 1
+limits: {upload: 5 pieces}
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:2:18: `5 pieces` is not a size
+   |
+ 2 | limits: {upload: 5 pieces}
+   |                  ^
+   = hint: sizes are bytes, or written as 500MB or 2GiB; `none` is no limit"#,
+    ),
+    (
+        "a remote of git",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git@git.test:foo/bar.git
+"#,
+        r#"
+policy.yml:5:15: `git@git.test:foo/bar.git` is not a host name: it holds a user
+   |
+ 5 |       - host: git@git.test:foo/bar.git
+   |               ^
+   = hint: use `host: git.test`, `ports: [22]` and, under `allow`, `tls: off`"#,
+    ),
+    (
+        "a remote of git as a URL",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: ssh://git@git.test:2222/foo/bar.git
+"#,
+        r#"
+policy.yml:5:15: `ssh://git@git.test:2222/foo/bar.git` is a URL, not a host name
+   |
+ 5 |       - host: ssh://git@git.test:2222/foo/bar.git
+   |               ^
+   = hint: use `host: git.test`, `ports: [2222]` and, under `allow`, `tls: off`; paths cannot be told apart"#,
+    ),
+    (
+        "a remote of git as a URL without a port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: ssh://git@git.test/foo
+"#,
+        r#"
+policy.yml:5:15: `ssh://git@git.test/foo` is a URL, not a host name
+   |
+ 5 |       - host: ssh://git@git.test/foo
+   |               ^
+   = hint: use `host: git.test`, `ports: [22]` and, under `allow`, `tls: off`; paths cannot be told apart"#,
+    ),
+    (
+        "a user",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: me@git.test
+"#,
+        r#"
+policy.yml:5:15: `me@git.test` is not a host name: it holds a user
+   |
+ 5 |       - host: me@git.test
+   |               ^
+   = hint: use `host: git.test`"#,
+    ),
+    (
+        "a user and a port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: me@git.test:8443
+"#,
+        r#"
+policy.yml:5:15: `me@git.test:8443` is not a host name: it holds a user
+   |
+ 5 |       - host: me@git.test:8443
+   |               ^
+   = hint: use `host: git.test` and `ports: [8443]`"#,
+    ),
+    (
+        "a user and no host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: me@
+"#,
+        r#"
+policy.yml:5:15: `me@` is not a host name: it holds a user
+   |
+ 5 |       - host: me@
+   |               ^
+   = hint: give the host name alone"#,
+    ),
+    (
+        "loopback",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 127.0.0.1
+"#,
+        r#"
+policy.yml:5:15: `127.0.0.1` is an address, not a host name
+   |
+ 5 |       - host: 127.0.0.1
+   |               ^
+   = hint: use `host: localhost`"#,
+    ),
+    (
+        "loopback 6",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "::1"
+"#,
+        r#"
+policy.yml:5:15: `::1` is an address, not a host name
+   |
+ 5 |       - host: "::1"
+   |               ^
+   = hint: use `host: localhost`"#,
+    ),
+    (
+        "another loopback",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 127.0.0.53
+"#,
+        r#"
+policy.yml:5:15: `127.0.0.53` is an address, not a host name
+   |
+ 5 |       - host: 127.0.0.53
+   |               ^
+   = hint: use `cidr: 127.0.0.53/32`"#,
+    ),
+    (
+        "loopback and a port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 127.0.0.1:5432
+"#,
+        r#"
+policy.yml:5:15: `127.0.0.1:5432` is not a host name: it holds a port
+   |
+ 5 |       - host: 127.0.0.1:5432
+   |               ^
+   = hint: use `host: localhost` and `ports: [5432]`"#,
+    ),
+    (
+        "an address and a port",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: "[2001:db8::1]:8443"
+"#,
+        r#"
+policy.yml:5:15: `[2001:db8::1]:8443` is not a host name: it holds a port
+   |
+ 5 |       - host: "[2001:db8::1]:8443"
+   |               ^
+   = hint: use `cidr: 2001:db8::1/128` and `ports: [8443]`"#,
+    ),
+    (
+        "a port that no rule can have",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com:53
+"#,
+        r#"
+policy.yml:5:15: `git.example.com:53` is not a host name: it holds a port
+   |
+ 5 |       - host: git.example.com:53
+   |               ^
+   = hint: use `host: git.example.com`"#,
+    ),
+    (
+        "a port and a path",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: git.example.com:8443/repo
+"#,
+        r#"
+policy.yml:5:15: `git.example.com:8443/repo` has a path (`repo`), which is no part of a host name
+   |
+ 5 |       - host: git.example.com:8443/repo
+   |               ^
+   = hint: use `host: git.example.com` and `ports: [8443]`; paths cannot be told apart"#,
+    ),
+    (
+        "a URL of plain HTTP",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: http://files.example.com
+"#,
+        r#"
+policy.yml:5:15: `http://files.example.com` is a URL, not a host name
+   |
+ 5 |       - host: http://files.example.com
+   |               ^
+   = hint: use `host: files.example.com` and `ports: [80]`"#,
+    ),
+    (
+        "a URL of an address",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: https://198.51.100.7/repo
+"#,
+        r#"
+policy.yml:5:15: `https://198.51.100.7/repo` is a URL, not a host name
+   |
+ 5 |       - host: https://198.51.100.7/repo
+   |               ^
+   = hint: use `cidr: 198.51.100.7/32`; paths cannot be told apart"#,
+    ),
+    (
+        "a URL of a wildcard",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: https://*.example.com/
+"#,
+        r#"
+policy.yml:5:15: `https://*.example.com/` is a URL, not a host name
+   |
+ 5 |       - host: https://*.example.com/
+   |               ^
+   = hint: use `host: "*.example.com"`"#,
+    ),
+    (
+        "an address and a path",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 198.51.100.7/repo
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.7/repo` has a path (`repo`), which is no part of a host name
+   |
+ 5 |       - host: 198.51.100.7/repo
+   |               ^
+   = hint: use `cidr: 198.51.100.7/32`; paths cannot be told apart"#,
+    ),
+    (
+        "a wildcard for a network",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - cidr: "*.example.com"
+"#,
+        r#"
+policy.yml:5:15: `*.example.com` is not a network
+   |
+ 5 |       - cidr: "*.example.com"
+   |               ^
+   = hint: use `host: "*.example.com"`"#,
+    ),
+    (
+        "a limit without a space",
+        r#"version: 1
+limits:
+  upload:1GB
+jobs: {default: {}}
+"#,
+        r#"
+policy.yml:3:3: expected a map of limits, found `upload:1GB`
+   |
+ 3 |   upload:1GB
+   |   ^
+   = hint: put a space behind `upload:`"#,
+    ),
+    (
+        "a key that is aligned with a list of short rules",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a.example.com
+      - {host: b.example.com}
+      ports: [443]
+"#,
+        r#"
+policy.yml:7:7: not valid YAML: did not find expected '-' indicator, while parsing a block collection at line 5 column 7
+   |
+ 7 |       ports: [443]
+   |       ^
+   = hint: is the line indented like its neighbours?"#,
+    ),
+    (
+        "a path of no host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: /repo
+"#,
+        r#"
+policy.yml:5:15: `/repo` has a path (`repo`), which is no part of a host name
+   |
+ 5 |       - host: /repo
+   |               ^
+   = hint: give the host name alone; paths cannot be told apart"#,
+    ),
+    (
+        "a port of no host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: a b:80
+"#,
+        r#"
+policy.yml:5:15: `a b:80` is not a host name: it holds a port
+   |
+ 5 |       - host: a b:80
+   |               ^
+   = hint: give the host name alone"#,
+    ),
+    (
+        "no network for a host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 198.51.100.0/33
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.0/33` is not a network
+   |
+ 5 |       - host: 198.51.100.0/33
+   |               ^
+   = hint: write networks as 198.51.100.0/24 or 2001:db8::/32"#,
+    ),
+    (
+        "a mask for a host",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: 198.51.100.0/255.255.255.0
+"#,
+        r#"
+policy.yml:5:15: `198.51.100.0/255.255.255.0` is not a network
+   |
+ 5 |       - host: 198.51.100.0/255.255.255.0
+   |               ^
+   = hint: write networks as 198.51.100.0/24 or 2001:db8::/32"#,
+    ),
+    (
+        "a path with an at sign",
+        r#"version: 1
+jobs:
+  default:
+    allow:
+      - host: registry.example.com/@scope/pkg
+"#,
+        r#"
+policy.yml:5:15: `registry.example.com/@scope/pkg` has a path (`@scope/pkg`), which is no part of a host name
+   |
+ 5 |       - host: registry.example.com/@scope/pkg
+   |               ^
+   = hint: use `host: registry.example.com`; paths cannot be told apart"#,
     ),
 ];

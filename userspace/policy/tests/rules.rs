@@ -363,6 +363,27 @@ fn localhost_is_the_loopback_addresses() {
 }
 
 #[test]
+fn off_changes_nothing_where_nothing_is_checked() {
+    for (rule, off) in [
+        ("host: a.example.com, ports: [443, 8443]", "http: off"),
+        ("host: a.example.com, ports: [80]", "tls: off"),
+        ("host: a.example.com, ports: [123/udp]", "tls: off"),
+        (
+            "cidr: 198.51.100.0/24, ports: [80, 443]",
+            "tls: off, http: off",
+        ),
+        ("host: localhost, ports: [80, 443]", "tls: off, http: off"),
+    ] {
+        let ports = |keys: &str| {
+            job(&format!("    allow: [{{{keys}}}]\n")).allow[0]
+                .ports
+                .clone()
+        };
+        assert_eq!(ports(&format!("{rule}, {off}")), ports(rule), "{rule}");
+    }
+}
+
+#[test]
 fn ranges_that_only_together_are_too_many_are_an_error_with_a_place() {
     let ports = |from: u16| {
         (0..16)
