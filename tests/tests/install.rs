@@ -26,6 +26,7 @@ const UNIT: &str = "actions.runner.one.service";
 const DROP_IN: &str = "etc/systemd/system/actions.runner.one.service.d/jobfence.conf";
 const ENV: &str = "opt/one/.env";
 const STARTED: &str = "ACTIONS_RUNNER_HOOK_JOB_STARTED=/etc/jobfence/hooks/github/started.js";
+const COMPLETED: &str = "ACTIONS_RUNNER_HOOK_JOB_COMPLETED=/etc/jobfence/hooks/github/completed.js";
 
 /// Who runs the runners.
 const ALICE: u32 = 1501;
@@ -235,8 +236,16 @@ fn a_dry_run_shows_the_same_and_changes_nothing() -> Result<()> {
     assert!(changes(&shown).len() > 50, "{shown}");
     assert_eq!(changes(&shown), changes(&done));
     let installed = host.shape()?;
-    host.done(&["uninstall", "--dry-run"])?;
+    let shown = host.done(&["uninstall", "--dry-run"])?;
     assert_eq!(host.shape()?, installed);
+    let done = host.done(&["uninstall"])?;
+    let lines = |text: &str| {
+        text.lines()
+            .filter(|line| line.starts_with("    -"))
+            .count()
+    };
+    assert!(lines(&shown) > 50 && lines(&done) == 0, "{shown}\n{done}");
+    assert!(done.contains(&format!("remove /{DROP_IN}\n")), "{done}");
     Ok(())
 }
 
@@ -248,6 +257,107 @@ fn a_second_time_nothing_changes_and_that_is_said() -> Result<()> {
     let said = host.done(ONE)?;
     assert!(said.starts_with("Nothing to change.\n"), "{said}");
     assert_eq!(host.shape()?, before);
+    Ok(())
+}
+
+/// A job runs as the user whose folder the runner's is.
+#[test]
+fn what_a_job_writes_into_the_runners_folder_opens_nothing_at_the_next_installation() -> Result<()>
+{
+    let host = Host::new()?;
+    host.done(ONE)?;
+    let settings = "{\"agentName\":\"one\",\"gitHubUrl\":\"https://git.example.com/group\"";
+    for (file, text, option) in [
+        (
+            ".runner",
+            format!("{settings},\"serverUrlV2\":\"https://drop.test/\"}}"),
+            "--platform-host",
+        ),
+        (
+            ".runner",
+            format!("{settings},\"serverUrl\":\"https://x.actions.test\"}}"),
+            "--platform-host",
+        ),
+        (".runner", settings.replace("one", "deploy") + "}", "--name"),
+        (
+            ".service",
+            "actions.runner.other.service".to_owned(),
+            "--unit",
+        ),
+    ] {
+        let path = format!("opt/one/{file}");
+        let before = host.read(&path)?;
+        host.put(
+            "etc/systemd/system/actions.runner.other.service",
+            "[Service]\nUser=alice\n",
+        )?;
+        host.put(&path, &text)?;
+        let said = host.refused(ONE)?;
+        assert!(
+            said.contains(&format!("say so with {option}")),
+            "{text}: {said}"
+        );
+        host.put(&path, &before)?;
+    }
+    fs::remove_file(host.path("opt/one/.service"))?;
+    let said = host.refused(ONE)?;
+    assert!(said.contains("the unit none, and named"), "{said}");
+    assert_eq!(host.status()?.0, Some(0));
+
+    // Root may say so.
+    host.put("opt/one/.service", UNIT)?;
+    host.put(
+        "opt/one/.runner",
+        &format!("{settings},\"serverUrlV2\":\"https://new.test/\"}}"),
+    )?;
+    let words: &[&str] = &["--platform-host", "new.test"];
+    host.done(&[ONE, words].concat())?;
+    assert!(
+        host.read("etc/jobfence/runners/one.yml")?
+            .contains("\"new.test\"")
+    );
+    let said = host.done(ONE)?;
+    assert!(
+        said.starts_with("Nothing to change.\n"),
+        "it stays so: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_runners_folder_can_name_no_wildcard() -> Result<()> {
+    let host = Host::new()?;
+    let settings = "{\"agentName\":\"one\",\"gitHubUrl\":\"https://*.test/\",\"serverUrl\":\"https://*.example.com\"}";
+    host.put("opt/one/.runner", settings)?;
+    host.done(ONE)?;
+    for policy in ["etc/jobfence/runners/one.yml", "etc/jobfence/host.yml"] {
+        let policy = host.read(policy)?;
+        assert!(
+            policy.contains("github-actions") && !policy.contains('*'),
+            "{policy}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_runner_does_not_get_a_policy_by_calling_itself_what_that_is_called() -> Result<()> {
+    let host = Host::new()?;
+    let wide = "version: 1\njobs: {default: {allow: [{cidr: 0.0.0.0/0}]}}\n";
+    host.put("etc/jobfence/runners/one.yml", wide)?;
+    let said = host.refused(ONE)?;
+    assert!(said.contains("say so with --name one"), "{said}");
+    let name: &[&str] = &["--name", "one"];
+    host.done(&[ONE, name].concat())?;
+    let policy = host.read("etc/jobfence/runners/one.yml")?;
+    assert!(
+        policy.contains("{cidr: 0.0.0.0/0}, {use: github-actions}"),
+        "{policy}"
+    );
+    assert!(
+        host.read(DROP_IN)?
+            .contains("/etc/jobfence/runners/one.yml")
+    );
     Ok(())
 }
 
@@ -362,6 +472,176 @@ fn a_hook_of_somebody_else_is_replaced_only_when_that_is_wanted() -> Result<()> 
     Ok(())
 }
 
+/// Files of a service, each with what it says, and what is said of them, if anything.
+type Surroundings<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+
+/// What else can decide on a hook of the service [`UNIT`], beside its own drop-in.
+const SURROUNDINGS: &[Surroundings<'_>] = &[
+    // What a file of the environment says goes before what a unit says, whichever comes later.
+    (
+        &[
+            (
+                "etc/systemd/system/actions.runner.one.service.d/10.conf",
+                "[Service]\nEnvironmentFile=-/etc/default/ci\n",
+            ),
+            (
+                "etc/default/ci",
+                "A=1\nACTIONS_RUNNER_HOOK_JOB_STARTED=\"/opt/x.js\"\n",
+            ),
+        ],
+        Some(
+            "/etc/default/ci sets ACTIONS_RUNNER_HOOK_JOB_STARTED: take it out there. As an EnvironmentFile= of /etc/systemd/system/actions.runner.one.service.d/10.conf",
+        ),
+    ),
+    (
+        &[
+            (
+                "run/systemd/system/service.d/all.conf",
+                "[Service]\nEnvironmentFile=-/etc/ci/%N/*.env\n",
+            ),
+            ("etc/ci/actions.runner.one/a.env", "A=1\n"),
+            (
+                "etc/ci/actions.runner.one/b.env",
+                "ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/x.js\n",
+            ),
+        ],
+        Some("b.env sets"),
+    ),
+    (
+        &[(
+            "etc/systemd/system/actions.runner.one.service.d/own.conf",
+            "[Service]\nEnvironment=A=1 \\\n# more\n  'ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/x.js'\n",
+        )],
+        Some("own.conf sets"),
+    ),
+    (
+        &[(
+            "etc/systemd/system/actions.runner.one.service.d/own.conf",
+            "[Service]\nEnvironment=\n",
+        )],
+        Some("the empty Environment= of /etc/systemd/system/actions.runner.one.service.d/own.conf"),
+    ),
+    (
+        &[(
+            "etc/systemd/system/actions.runner.one.service.d/10.conf",
+            "[Service]\nUnsetEnvironment=B ACTIONS_RUNNER_HOOK_JOB_STARTED\n",
+        )],
+        Some("10.conf takes ACTIONS_RUNNER_HOOK_JOB_STARTED away"),
+    ),
+    // What is taken back, is hidden, comes too early or says the same is in nobody's way.
+    (
+        &[
+            (
+                "etc/systemd/system/actions.runner.one.service.d/10.conf",
+                "[Service]\nEnvironmentFile=/etc/default/ci\nEnvironmentFile=\nEnvironment=ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/x.js\nEnvironment=\n",
+            ),
+            (
+                "run/systemd/system/actions.runner.one.service.d/10.conf",
+                "[Service]\nEnvironmentFile=/etc/default/ci\n",
+            ),
+            (
+                "etc/systemd/system/actions.runner.one.service.d/20.conf",
+                "[Service]\nUnsetEnvironment=ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/x.js OTHER\nEnvironmentFile=-/none\nEnvironmentFile=/etc/default/same\n",
+            ),
+            (
+                "etc/default/ci",
+                "ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/x.js\n",
+            ),
+            ("etc/default/same", STARTED),
+        ],
+        None,
+    ),
+];
+
+#[test]
+fn what_else_decides_on_a_services_hook_is_found() -> Result<()> {
+    for (files, found) in SURROUNDINGS {
+        let host = Host::new()?;
+        for (path, text) in *files {
+            host.put(path, text)?;
+        }
+        let Some(found) = found else {
+            host.done(ONE)?;
+            let (code, status) = host.status()?;
+            assert_eq!(code, Some(0), "{files:?}: {status}");
+            continue;
+        };
+        let said = host.refused(&[ONE, &["--replace"]].concat())?;
+        assert!(said.contains(found), "{files:?}: {said}");
+        for (path, _) in *files {
+            fs::remove_file(host.path(path))?;
+        }
+        host.done(ONE)?;
+        assert_eq!(host.status()?.0, Some(0));
+        for (path, text) in *files {
+            host.put(path, text)?;
+        }
+        let (code, status) = host.status()?;
+        assert_eq!(code, Some(1), "{files:?}: {status}");
+        let problem = status["problems"][0].as_str().context("a problem")?;
+        assert!(problem.contains(found), "{problem}");
+        // The runner puts what is in this file in place of what the service has.
+        host.put(ENV, &format!("{STARTED}\n{COMPLETED}\n"))?;
+        host.give(ENV, ALICE)?;
+        assert_eq!(host.status()?.0, Some(0), "{files:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn buildkites_hooks_are_where_its_service_looks_for_them() -> Result<()> {
+    for (unit, environment, found) in [
+        ("", "", None),
+        (
+            "Environment=BUILDKITE_HOOKS_PATH=/srv/hooks\n",
+            "",
+            Some("sets BUILDKITE_HOOKS_PATH"),
+        ),
+        (
+            "",
+            "BUILDKITE_HOOKS_PATH=/srv/hooks\n",
+            Some("/etc/default/bk sets BUILDKITE_HOOKS_PATH"),
+        ),
+        (
+            "",
+            "BUILDKITE_HOOKS_PATH=/etc/buildkite-agent/hooks\n",
+            None,
+        ),
+        (
+            "ExecStart=\nExecStart=/usr/bin/buildkite-agent start --hooks-path \"/srv/hooks\"\n",
+            "",
+            Some("with --hooks-path /srv/hooks"),
+        ),
+        // An option goes before the variable.
+        (
+            "ExecStart=/usr/bin/buildkite-agent start --hooks-path=/etc/buildkite-agent/hooks\n",
+            "BUILDKITE_HOOKS_PATH=/srv/hooks\n",
+            None,
+        ),
+    ] {
+        let host = Host::new()?;
+        host.put(
+            "etc/systemd/system/buildkite-agent.service",
+            &format!("[Service]\nExecStart=/usr/bin/buildkite-agent start\nUser=alice\nEnvironmentFile=/etc/default/bk\n{unit}"),
+        )?;
+        host.put("etc/default/bk", environment)?;
+        fs::create_dir_all(host.path("etc/buildkite-agent/hooks"))?;
+        let install = &["install", "buildkite"];
+        match found {
+            None => {
+                host.done(install)?;
+                assert_eq!(host.status()?.0, Some(0), "{unit}, {environment}");
+            }
+            Some(found) => {
+                let said = host.refused(install)?;
+                assert!(said.contains(found), "{said}");
+                assert!(said.contains("are in /etc/buildkite-agent/hooks"), "{said}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_file_at_a_place_of_ours_is_a_conflict() -> Result<()> {
     let host = Host::new()?;
@@ -434,12 +714,27 @@ fn what_was_changed_since_stays_and_only_our_part_goes() -> Result<()> {
 }
 
 #[test]
-fn a_part_of_ours_that_was_changed_stays_unless_it_is_forced() -> Result<()> {
+fn a_part_of_ours_that_was_changed_stays_with_its_runner_and_goes_with_it() -> Result<()> {
     let host = Host::new()?;
     let before = host.shape()?;
     host.done(ONE)?;
-    let drop_in = host.read(DROP_IN)? + "Nice=5\n";
-    host.put(DROP_IN, &drop_in)?;
+    let policy = "etc/jobfence/runners/one.yml";
+    let edited = [
+        (DROP_IN, host.read(DROP_IN)? + "Nice=5\n", "    +Nice=5\n"),
+        (
+            policy,
+            host.read(policy)? + "      - host: own.test\n",
+            "    +      - host: own.test\n",
+        ),
+        (
+            "etc/jobfence/hooks/github/started.js",
+            "own();\n".to_owned(),
+            "    +own();\n",
+        ),
+    ];
+    for (path, text, _) in &edited {
+        host.put(path, text)?;
+    }
     let (code, status) = host.status()?;
     assert_eq!(code, Some(1), "{status}");
     let said = host.done(ONE)?;
@@ -447,22 +742,126 @@ fn a_part_of_ours_that_was_changed_stays_unless_it_is_forced() -> Result<()> {
         said.contains("jobfence.conf: was changed since, and stays"),
         "{said}"
     );
-    assert!(said.contains("    +Nice=5\n"), "the difference: {said}");
-    assert_eq!(host.read(DROP_IN)?, drop_in);
+    for (path, text, _) in &edited {
+        assert_eq!(host.read(path)?, *text);
+    }
+    // Without it, none of them is of any use.
+    let said = host.done(&["uninstall"])?;
+    for (_, _, change) in &edited {
+        assert!(said.contains(change), "no {change:?}: {said}");
+    }
+    assert_eq!(host.shape()?, before);
+    assert_eq!(host.status()?.0, Some(2));
+    Ok(())
+}
 
-    let output = host.jobfence(&["uninstall"])?;
-    assert_eq!(
-        output.status.code(),
-        Some(1),
-        "something is left: {output:?}"
-    );
-    assert!(
-        output.stdout.contains("--force takes it back"),
-        "{output:?}"
-    );
-    assert_eq!(host.read(DROP_IN)?, drop_in);
-    assert_eq!(host.status()?.0, Some(1), "what is left is told of");
-    host.done(&["uninstall", "--force"])?;
+#[test]
+fn the_agents_own_folder_is_not_taken_from_under_it() -> Result<()> {
+    let unit = "usr/lib/systemd/system/jobfence-agent.service";
+    let host = Host::new()?;
+    for folder in [
+        "var/lib/jobfence",
+        "var/log/jobfence",
+        "run/jobfence",
+        "etc/jobfence",
+    ] {
+        fs::create_dir_all(host.path(folder))?;
+    }
+    let before = host.shape()?;
+    assert_eq!(host.done(&["uninstall"])?, "Nothing is installed.\n");
+    assert_eq!(host.shape()?, before, "nothing was installed");
+    host.put(unit, "[Service]\n")?;
+    let before = host.shape()?;
+    host.done(&["uninstall"])?;
+    host.done(ONE)?;
+    host.done(&["uninstall"])?;
+    assert_eq!(host.shape()?, before, "they were there before");
+    // Made by an installation, and by now that of an agent that was started.
+    let host = Host::new()?;
+    host.put(unit, "[Service]\n")?;
+    host.done(ONE)?;
+    host.done(&["uninstall"])?;
+    assert!(host.path("var/lib/jobfence").is_dir());
+    assert!(!host.path("etc/jobfence").exists());
+    Ok(())
+}
+
+#[test]
+fn where_our_part_cannot_be_told_the_whole_runner_stays() -> Result<()> {
+    let host = Host::new()?;
+    host.put(AGENT_YML, "runners: [bob]\n")?;
+    let before = host.shape()?;
+    host.done(ONE)?;
+    // At our lines, in the middle of them.
+    let agent = host.read(AGENT_YML)?;
+    let agent = agent.replace("[bob, alice]", "[alice, carol]") + "    - carol\n";
+    host.put(AGENT_YML, &agent)?;
+    let edited = host.shape()?;
+    for words in [
+        &["uninstall", "--dry-run"][..],
+        &["uninstall"],
+        &["uninstall", "github", "--name", "one"],
+    ] {
+        let output = host.jobfence(words)?;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said =
+            "/etc/jobfence/agent.yml: was changed since where jobfence had written: it stays";
+        assert!(output.stdout.contains(said), "{output:?}");
+        let mut now = host.shape()?;
+        now.insert(host.path(RECORD), edited[&host.path(RECORD)].clone());
+        assert_eq!(now, edited, "{words:?}: half of it is gone");
+        if words.len() == 4 {
+            let command = "\n    jobfence uninstall github --name \"one\" --force\n";
+            assert!(output.stdout.contains(command), "{output:?}");
+        }
+    }
+    let (_, status) = host.status()?;
+    assert_eq!(status["runners"][0]["name"], "one", "{status}");
+    host.done(&["uninstall", "github", "--name", "one", "--force"])?;
+    assert_eq!(host.shape()?, before);
+    Ok(())
+}
+
+#[test]
+fn variables_are_taken_out_of_a_file_that_was_changed_around_them() -> Result<()> {
+    let host = two_without_units()?;
+    host.put(ENV, "A=1\nACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/own.js\n")?;
+    host.give(ENV, ALICE)?;
+    host.done(&[ONE, &["--replace"]].concat())?;
+    let text = format!("{COMPLETED}\nA=2\n{STARTED}\nB=3");
+    fs::write(host.path(ENV), text)?;
+    assert_eq!(host.status()?.0, Some(0));
+    host.done(&["uninstall"])?;
+    let text = "A=2\nACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/own.js\nB=3";
+    assert_eq!(host.read(ENV)?, text);
+    assert_eq!(host.status()?.0, Some(2));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_written_keeps_what_it_names() -> Result<()> {
+    let host = Host::new()?;
+    let config = "[[runners]]\n  name = \"a\"\n  executor = \"shell\"\n";
+    host.put(GITLAB, config)?;
+    let before = host.shape()?;
+    host.done(&["install", "gitlab", "--name", "a", "--user", "alice"])?;
+    let block = host.path("etc/gitlab-runner/.config.toml.jobfence-new");
+    fs::create_dir(&block)?;
+    for words in [&["uninstall"][..], &["uninstall", "gitlab", "--force"]] {
+        let output = host.jobfence(words)?;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = "a.yml: stays as it is: /etc/gitlab-runner/config.toml may need it";
+        assert!(output.stdout.contains(said), "{output:?}");
+        assert!(host.path("etc/jobfence/runners/a.yml").exists());
+        assert!(host.path("etc/jobfence/agent.yml").exists());
+        let (_, status) = host.status()?;
+        assert!(
+            status.to_string().contains("uninstall gitlab --name a`"),
+            "{status}"
+        );
+    }
+    fs::remove_dir(&block)?;
+    host.done(&["uninstall", "gitlab", "--name", "a", "--force"])?;
     assert_eq!(host.shape()?, before);
     Ok(())
 }
@@ -514,6 +913,153 @@ fn no_link_in_the_runners_folder_is_followed() -> Result<()> {
     Ok(())
 }
 
+/// Two runners that have their hooks from a file in their folders.
+fn two_without_units() -> Result<Host> {
+    let host = Host::new()?;
+    host.runner("two", "bob", BOB)?;
+    for (name, uid) in [("one", ALICE), ("two", BOB)] {
+        fs::remove_file(host.path(&format!("opt/{name}/.service")))?;
+        let env = format!("opt/{name}/.env");
+        host.put(&env, "A=1\n")?;
+        host.give(&env, uid)?;
+    }
+    Ok(host)
+}
+
+#[test]
+fn what_cannot_be_restored_keeps_nothing_else_from_it_and_is_finished_later() -> Result<()> {
+    let host = two_without_units()?;
+    let mut before = host.shape()?;
+    host.done(ONE)?;
+    host.done(TWO)?;
+    // One that is found out before anything is changed, and one that is not.
+    let one = host.path(ENV);
+    fs::remove_file(&one)?;
+    symlink("/etc/passwd", &one)?;
+    let block = host.path("opt/two/..env.jobfence-new");
+    fs::create_dir(&block)?;
+
+    for words in [&["uninstall"][..], &["uninstall", "github"]] {
+        let output = host.jobfence(words)?;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        for said in [
+            "/opt/one/.env: stays as it is: /opt/one/.env is a symbolic link",
+            "/opt/two/.env: stays as it is: cannot remove /opt/two/..env.jobfence-new: ",
+            "Not all is taken back",
+        ] {
+            assert!(output.stdout.contains(said), "no {said:?}: {output:?}");
+        }
+        let mut now = host.shape()?;
+        let mut wanted = before.clone();
+        for shape in [&mut now, &mut wanted] {
+            let left = ["opt/one/.env", "opt/two/.env", "opt/two/..env.jobfence-new"];
+            let left = left.map(|path| host.path(path));
+            shape.retain(|path, _| !left.contains(path) && !path.starts_with(host.path("var")));
+        }
+        assert_eq!(now, wanted, "the rest is back");
+        let record: Value = serde_json::from_str(&host.read(RECORD)?)?;
+        let files = record["files"].as_object().context("files")?;
+        let files: Vec<_> = files.keys().collect();
+        assert_eq!(files, ["/opt/one/.env", "/opt/two/.env"]);
+        let (code, status) = host.status()?;
+        assert_eq!(code, Some(1), "{status}");
+        let uninstall = "jobfence uninstall github --name two";
+        assert!(status.to_string().contains(uninstall), "{status}");
+    }
+
+    // One is finished, and is not told of any more.
+    fs::remove_file(&one)?;
+    let output = host.jobfence(&["uninstall", "github", "--name", "one"])?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = "/opt/one/.env: was removed since, and stays so";
+    assert!(output.stdout.contains(said), "{output:?}");
+    let (_, status) = host.status()?;
+    assert!(!status.to_string().contains("--name one"), "{status}");
+    fs::remove_dir(&block)?;
+    host.done(&["uninstall", "github", "--name", "two"])?;
+    before.remove(&one);
+    assert_eq!(host.shape()?, before);
+    assert_eq!(host.status()?.0, Some(2));
+    Ok(())
+}
+
+#[test]
+fn one_runners_file_is_in_the_way_of_no_other_that_goes_or_stays() -> Result<()> {
+    let host = two_without_units()?;
+    let shape_of_two = |host: &Host| -> Result<Vec<Shape>> {
+        let shape = host.shape()?;
+        let two = shape
+            .into_iter()
+            .filter(|(path, _)| path.starts_with(host.path("opt/two")));
+        Ok(two.map(|(_, shape)| shape).collect())
+    };
+    host.done(ONE)?;
+    host.done(TWO)?;
+    let (env, installed) = (host.path(ENV), host.read(ENV)?);
+    let two = shape_of_two(&host)?;
+    // The one that stays.
+    fs::remove_file(&env)?;
+    symlink("/etc/passwd", &env)?;
+    let said = host.done(&["uninstall", "github", "--name", "two"])?;
+    assert!(said.contains("/opt/one/.env: stays as it is"), "{said}");
+    assert_eq!(host.read("opt/two/.env")?, "A=1\n");
+    let agent = host.read(AGENT_YML)?;
+    assert!(
+        agent.contains("- alice") && !agent.contains("- bob"),
+        "{agent}"
+    );
+    host.done(TWO)
+        .expect_err("an installation sees to all of them");
+    // The one that goes.
+    fs::remove_file(&env)?;
+    host.put(ENV, &installed)?;
+    host.give(ENV, ALICE)?;
+    host.done(TWO)?;
+    assert_eq!(shape_of_two(&host)?, two);
+    fs::remove_file(&env)?;
+    symlink("/etc/passwd", &env)?;
+    let uninstall = &["uninstall", "github", "--name", "one"];
+    assert_eq!(host.jobfence(uninstall)?.status.code(), Some(1));
+    let output = host.jobfence(&["uninstall", "--dry-run"])?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let agent = host.read(AGENT_YML)?;
+    assert!(
+        !agent.contains("- alice") && agent.contains("- bob"),
+        "{agent}"
+    );
+    fs::remove_file(&env)?;
+    host.done(uninstall)?;
+    assert_eq!(shape_of_two(&host)?, two);
+    assert_eq!(host.status()?.0, Some(0));
+    let said = host.refused(uninstall)?;
+    assert!(said.contains("no such runner"), "{said}");
+    // Installed again, it is none that is leaving.
+    host.put(ENV, "A=1\n")?;
+    host.give(ENV, ALICE)?;
+    host.done(ONE)?;
+    assert_eq!(host.status()?.0, Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_runner_whose_folder_is_gone_gets_none_again() -> Result<()> {
+    let host = two_without_units()?;
+    host.done(ONE)?;
+    host.done(TWO)?;
+    fs::remove_dir_all(host.path("opt/two"))?;
+    let (code, status) = host.status()?;
+    assert_eq!(code, Some(1));
+    let said = "/opt/two is gone: if the runner two is, `jobfence uninstall github --name two`";
+    assert!(status.to_string().contains(said), "{status}");
+    host.done(ONE)?;
+    host.done(&["uninstall", "github", "--name", "one"])?;
+    assert!(!host.path("opt/two").exists());
+    host.done(&["uninstall", "github", "--name", "two"])?;
+    assert!(!host.path("opt/two").exists());
+    assert_eq!(host.status()?.0, Some(2));
+    Ok(())
+}
+
 #[test]
 fn a_runner_cannot_have_the_service_of_somebody_else_changed() -> Result<()> {
     let host = Host::new()?;
@@ -531,6 +1077,13 @@ fn a_runner_cannot_have_the_service_of_somebody_else_changed() -> Result<()> {
         let error = host.refused(ONE)?;
         assert!(error.contains(said), "{named}: {error}");
     }
+    for (folder, said) in [
+        ("/opt/typo", "there is no folder /opt/typo"),
+        ("/opt", "is this where config.sh was called?"),
+    ] {
+        let error = host.refused(&["install", "github", "--runner-dir", folder])?;
+        assert!(error.contains(said), "{error}");
+    }
     Ok(())
 }
 
@@ -538,8 +1091,24 @@ fn a_runner_cannot_have_the_service_of_somebody_else_changed() -> Result<()> {
 fn a_runner_of_root_is_refused() -> Result<()> {
     let host = Host::new()?;
     host.runner("two", "root", 0)?;
-    let said = host.refused(TWO)?;
-    assert!(said.contains("is not root"), "{said}");
+    for words in [TWO, &[TWO, &["--user", "alice"]].concat()] {
+        let said = host.refused(words)?;
+        assert!(
+            said.contains("runs as root") && !said.contains("--user"),
+            "{said}"
+        );
+    }
+    // Without `User=`.
+    host.put("etc/systemd/system/w.service", "[Service]\nExecStart=/w\n")?;
+    let said = host.refused(&[
+        "install",
+        "buildbot",
+        "--unit",
+        "w.service",
+        "--user",
+        "bob",
+    ])?;
+    assert!(said.contains("w.service runs as root"), "{said}");
     Ok(())
 }
 
@@ -578,16 +1147,156 @@ fn a_buildkite_folder_cannot_name_that_of_somebody_else() -> Result<()> {
         "[Service]\nUser=alice\n",
     )?;
     host.put("etc/cron.d/x", "")?;
-    host.put(
-        "home/bk/buildkite-agent.cfg",
-        "hooks-path=\"/etc/cron.d\"\n",
-    )?;
+    host.put("home/bk/hooks/x", "")?;
     host.give("home/bk", ALICE)?;
-    host.give("home/bk/buildkite-agent.cfg", ALICE)?;
+    for named in ["/etc/cron.d", "/home/bk/../../etc/cron.d"] {
+        let config = "home/bk/buildkite-agent.cfg";
+        host.put(config, &format!("hooks-path=\"{named}\"\n"))?;
+        host.give(config, ALICE)?;
+        // Also where the folder is root's, and the file is not.
+        for owner in [ALICE, 0] {
+            host.give("home/bk", owner)?;
+            let said = host.refused(&["install", "buildkite", "--runner-dir", "/home/bk"])?;
+            assert!(
+                said.contains("cron.d, which belongs to user 0"),
+                "{named}: {said}"
+            );
+        }
+    }
+    // Nor by a link.
+    fs::remove_file(host.path("home/bk/buildkite-agent.cfg"))?;
+    fs::remove_dir_all(host.path("home/bk/hooks"))?;
+    symlink("/etc/cron.d", host.path("home/bk/hooks"))?;
+    host.give("home/bk", ALICE)?;
     let said = host.refused(&["install", "buildkite", "--runner-dir", "/home/bk"])?;
+    assert!(said.contains("symbolic link"), "{said}");
+    Ok(())
+}
+
+/// Buildkite's agent of alice's, with its configuration and hooks.
+fn buildkite(owner: u32) -> Result<Host> {
+    let host = Host::new()?;
+    host.put(
+        "etc/systemd/system/buildkite-agent.service",
+        "[Service]\nUser=alice\n",
+    )?;
+    host.put("etc/buildkite-agent/buildkite-agent.cfg", "tags=\"a=b\"\n")?;
+    host.put("etc/buildkite-agent/hooks/pre-exit", "echo theirs\n")?;
+    for path in ["", "/buildkite-agent.cfg", "/hooks", "/hooks/pre-exit"] {
+        host.give(&format!("etc/buildkite-agent{path}"), owner)?;
+    }
+    Ok(host)
+}
+
+#[test]
+fn buildkites_folders_can_change_hands() -> Result<()> {
+    const CONFIG: &str = "etc/buildkite-agent";
+    const HOOKS: &str = "etc/buildkite-agent/hooks";
+    let install = &["install", "buildkite"];
+    for (first, given, then) in [
+        (ALICE, &[HOOKS][..], 0),
+        (ALICE, &[CONFIG, HOOKS], 0),
+        (0, &[HOOKS], ALICE),
+        (0, &[CONFIG, HOOKS], ALICE),
+    ] {
+        for files in [false, true] {
+            let host = buildkite(first)?;
+            let said = host.done(install)?;
+            let advice = "`chown root: /etc/buildkite-agent /etc/buildkite-agent/hooks`";
+            assert_eq!(said.contains(advice), first != 0, "{said}");
+            for folder in given {
+                host.give(folder, then)?;
+            }
+            if files {
+                for file in fs::read_dir(host.path(HOOKS))? {
+                    chown(file?.path(), Some(then), Some(then))?;
+                }
+            }
+            let case = format!("{first} -> {then}: {given:?}, files {files}");
+            if given.len() == 1 && then != 0 {
+                // Root's configuration may name any folder.
+            } else {
+                host.done(install).context(case.clone())?;
+            }
+            host.done(install).context(case.clone())?;
+            let (code, status) = host.status()?;
+            assert_eq!(code, Some(0), "{case}: {status}");
+            assert_eq!(
+                host.path(HOOKS).join("environment").metadata()?.uid(),
+                then,
+                "{case}"
+            );
+            assert!(
+                host.done(install)?.starts_with("Nothing to change.\n"),
+                "{case}"
+            );
+            host.done(&["uninstall"]).context(case.clone())?;
+            assert_eq!(host.read(&format!("{HOOKS}/pre-exit"))?, "echo theirs\n");
+            assert_eq!(fs::read_dir(host.path(HOOKS))?.count(), 1, "{case}");
+        }
+    }
+    // Also when nothing was installed in between.
+    for (first, then) in [(ALICE, 0), (0, ALICE)] {
+        let host = buildkite(first)?;
+        host.done(install)?;
+        host.give(HOOKS, then)?;
+        host.done(&["uninstall"])?;
+        assert_eq!(fs::read_dir(host.path(HOOKS))?.count(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hook_that_was_moved_comes_back_as_it_is_by_now() -> Result<()> {
+    let host = buildkite(0)?;
+    let hooks = "etc/buildkite-agent/hooks";
+    host.done(&["install", "buildkite"])?;
+    let wrapper = format!("{hooks}/pre-exit");
+    host.put(&wrapper, &(host.read(&wrapper)? + "echo more\n"))?;
+    host.put(&format!("{wrapper}.before-jobfence"), "echo newer\n")?;
+    let said = host.done(&["install", "buildkite"])?;
+    assert!(!said.contains("before-jobfence: "), "it is theirs: {said}");
+    let said = host.done(&["uninstall", "buildkite"])?;
+    assert!(said.contains("    +echo more\n"), "{said}");
+    assert_eq!(host.read(&wrapper)?, "echo newer\n");
+    assert_eq!(fs::read_dir(host.path(hooks))?.count(), 1);
+    // One that was removed comes back as well.
+    host.done(&["install", "buildkite"])?;
+    fs::remove_file(host.path(&wrapper))?;
+    host.done(&["uninstall", "buildkite"])?;
+    assert_eq!(host.read(&wrapper)?, "echo newer\n");
+    Ok(())
+}
+
+#[test]
+fn who_would_be_cut_off_is_told_of_before() -> Result<()> {
+    let host = Host::new()?;
+    host.runner("two", "alice", ALICE)?;
+    host.runner("three", "bob", BOB)?;
+    host.put(
+        "etc/gitlab-runner/config.toml",
+        "[[runners]]\nname = \"a\"\nexecutor = \"shell\"\n[[runners]]\nname = \"b\"\nexecutor = \"shell\"\n[[runners]]\nname = \"c\"\nexecutor = \"docker\"\n",
+    )?;
+    let told = |words: &[&str]| -> Result<String> {
+        let said = host.done(words)?;
+        let line = said.lines().find(|line| line.starts_with("Careful: "));
+        Ok(line.unwrap_or_default().to_owned())
+    };
+    for dry in [&["--dry-run"][..], &[]] {
+        let line = told(&[ONE, dry].concat())?;
+        assert!(
+            line.contains("run as alice") && line.ends_with(": actions.runner.two.service"),
+            "{line}"
+        );
+    }
+    assert_eq!(told(TWO)?, "");
+    let gitlab = ["install", "gitlab", "--user", "bob", "--name"];
+    let line = told(&[&gitlab[..], &["a"]].concat())?;
     assert!(
-        said.contains("/etc/cron.d, which belongs to user 0"),
-        "{said}"
+        line.ends_with(
+            ": [[runners]] \"b\" of /etc/gitlab-runner/config.toml, actions.runner.three.service"
+        ),
+        "{line}"
     );
     Ok(())
 }
@@ -600,6 +1309,14 @@ fn a_runner_that_is_named_anew_is_the_same_and_names_are_not_shared() -> Result<
     host.done(ONE)?;
     let said = host.refused(&[TWO, &["--name", "one"]].concat())?;
     assert!(said.contains("give this one another --name"), "{said}");
+    let policy = "etc/jobfence/runners/one.yml";
+    let written = host.read(policy)?;
+    host.put(policy, &(written.clone() + "# ours\n"))?;
+    host.done(&[ONE, &["--name", "two"]].concat())?;
+    assert!(host.read(policy)?.ends_with("# ours\n"), "it may be wanted");
+    fs::remove_file(host.path(policy))?;
+    host.done(&[ONE, &["--name", "one"]].concat())?;
+    assert_eq!(host.read(policy)?, written);
     host.done(&[ONE, &["--name", "uno"]].concat())?;
     let drop_in = host.read(DROP_IN)?;
     assert!(drop_in.contains("--id runner-uno-$"), "{drop_in}");
@@ -658,7 +1375,8 @@ fn killed_at_any_moment_it_can_be_gone_on_with_or_taken_back() -> Result<()> {
     /// As often as fits into some seconds.
     const KILLS: u32 = 20;
     let host = Host::new()?;
-    fs::create_dir_all(host.path("var/lib"))?;
+    // The agent's own folder, which stays once it is there.
+    fs::create_dir_all(host.path("var/lib/jobfence"))?;
     host.put(AGENT_YML, "jobs: 9\n")?;
     let before = host.shape()?;
     let start = Instant::now();
@@ -809,7 +1527,8 @@ fn gitlab_gets_an_executor_and_keeps_its_comments() -> Result<()> {
     assert!(now.contains("builds_dir = \"/home/alice/builds\""), "{now}");
     let policy = host.read("etc/jobfence/runners/build-one.yml")?;
     assert!(policy.contains("host: \"gitlab.example.com\""), "{policy}");
-    assert!(host.done(install)?.starts_with("Nothing to change.\n"));
+    let said = host.done(install)?;
+    assert!(said.starts_with("Nothing to change.\n"), "{said}");
     host.done(&["uninstall", "gitlab"])?;
     assert_eq!(host.shape()?, before);
     let other = config.to_owned() + "  [runners.custom]\n    run_exec = \"/opt/driver\"\n";
@@ -821,6 +1540,153 @@ fn gitlab_gets_an_executor_and_keeps_its_comments() -> Result<()> {
     );
     let said = host.refused(&["install", "gitlab", "--name", "none", "--user", "alice"])?;
     assert!(said.contains("no runner with the name \"none\""), "{said}");
+    Ok(())
+}
+
+const GITLAB: &str = "etc/gitlab-runner/config.toml";
+
+/// What GitLab Runner makes of its configuration when it writes it: another order, no comments.
+fn encoded(text: &str) -> String {
+    let (mut encoded, mut keys) = (String::new(), Vec::new());
+    for line in text.lines().chain(["["]) {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.starts_with('[') {
+            keys.sort_unstable();
+            keys.reverse();
+            encoded.extend(keys.drain(..).map(|key| format!("      {key}\n")));
+            encoded += &format!("\n{line}\n");
+        } else if !line.is_empty() {
+            keys.push(line);
+        }
+    }
+    encoded.trim_end_matches("[\n").to_owned()
+}
+
+/// The sections of runners in it.
+fn sections(config: &str) -> Vec<&str> {
+    config.split("[[runners]]").skip(1).collect()
+}
+
+#[test]
+fn a_configuration_that_gitlab_runner_has_written_anew_is_known_and_taken_back() -> Result<()> {
+    let host = Host::new()?;
+    let section = |name: &str| {
+        format!(
+            "[[runners]]\n  # {name}\n  name = \"{name}\"\n  url = \"https://gitlab.example.com/\"\n  token = \"old\"\n  executor = \"shell\" # for now\n  [runners.cache]\n    Type = \"s3\"\n"
+        )
+    };
+    host.put(GITLAB, &format!("concurrent = 2 # two\n{}", section("a")))?;
+    let install = |name| ["install", "gitlab", "--user", "alice", "--name", name];
+    host.done(&install("a"))?;
+    // It gets another token, its administrator sets something beside ours, and another one is registered.
+    let now = encoded(&host.read(GITLAB)?).replace("\"old\"", "\"new\"");
+    let now = now.replace("name = \"a\"", "name = \"a\"\nlimit = 3");
+    host.put(GITLAB, &(now + &section("b")))?;
+    let (code, status) = host.status()?;
+    assert_eq!(code, Some(0), "{status}");
+    assert!(status.to_string().contains("\"edited\""), "{status}");
+    let status = host.done(&["install", "status"])?;
+    assert!(status.contains("  edited: others have"), "{status}");
+    let same = host.shape()?;
+    let said = host.done(&install("a"))?;
+    assert!(said.starts_with("Nothing to change.\n"), "{said}");
+    assert!(
+        host.done(&[&install("a")[..], &["--replace"]].concat())?
+            .starts_with("Nothing to change.\n")
+    );
+    assert_eq!(host.shape()?, same);
+    host.done(&install("b"))?;
+    let config = host.read(GITLAB)?;
+    for section in sections(&config) {
+        assert!(section.contains("executor = \"custom\"\n") || section.contains("\"custom\" #"));
+    }
+
+    host.put(GITLAB, &encoded(&host.read(GITLAB)?))?;
+    host.done(&["uninstall", "gitlab", "--name", "a"])?;
+    let config = host.read(GITLAB)?;
+    let [a, b] = sections(&config)[..] else {
+        panic!("two runners: {config}");
+    };
+    for line in ["executor = \"shell\"\n", "token = \"new\"\n", "limit = 3\n"] {
+        assert!(a.contains(line), "no {line:?}: {a}");
+    }
+    for key in ["custom", "builds_dir", "cache_dir", "jobfence"] {
+        assert!(!a.contains(key) && b.contains(key), "{key}: {config}");
+    }
+    assert_eq!(host.status()?.0, Some(0));
+
+    // Also with --force nothing of theirs is lost. Who has another driver by now keeps it.
+    host.done(&install("a"))?;
+    let text = encoded(&host.read(GITLAB)?).replace("\"new\"", "\"newest\"");
+    let text = text.replace("\"--user\", \"alice\"", "\"--user\", \"bob\"");
+    host.put(GITLAB, &text)?;
+    host.done(&["uninstall", "--force"])?;
+    let text = host.read(GITLAB)?;
+    assert!(
+        !text.contains("jobfence") && text.contains("newest"),
+        "{text}"
+    );
+    assert_eq!(text.matches("\"shell\"").count(), 2, "{text}");
+    assert_eq!(host.status()?.0, Some(2));
+
+    host.done(&install("b"))?;
+    let text = host
+        .read(GITLAB)?
+        .replace("name = \"b\"", "name = \"renamed\"");
+    host.put(GITLAB, &text)?;
+    let (_, status) = host.status()?;
+    assert!(
+        status
+            .to_string()
+            .contains("`jobfence uninstall gitlab --name b`"),
+        "{status}"
+    );
+    host.done(&["uninstall", "gitlab", "--name", "b"])?;
+    assert!(!host.read(GITLAB)?.contains("jobfence"), "the same one");
+    Ok(())
+}
+
+#[test]
+fn a_runner_that_gitlab_does_not_know_any_more_is_in_no_others_way() -> Result<()> {
+    let host = Host::new()?;
+    let section = |name| format!("[[runners]]\n  name = \"{name}\"\n  executor = \"shell\"\n");
+    host.put(GITLAB, &(section("a") + &section("b") + &section("c")))?;
+    let install = |name| ["install", "gitlab", "--user", "alice", "--name", name];
+    host.done(&install("a"))?;
+    host.done(&install("b"))?;
+    let text = host.read(GITLAB)?;
+    let at = text.rfind("[[runners]]").context("c")?;
+    let b = text.find("name = \"b\"").context("b")?;
+    let b = text[..b].rfind("[[runners]]").context("its section")?;
+    host.put(GITLAB, &text[b..])?;
+    assert!(at > b);
+    host.done(&install("c"))?;
+    host.done(&["uninstall", "gitlab", "--name", "b"])?;
+    let text = host.read(GITLAB)?;
+    let [b, c] = sections(&text)[..] else {
+        panic!("two runners: {text}");
+    };
+    assert!(!b.contains("jobfence") && c.contains("jobfence"), "{text}");
+    host.done(&["uninstall", "gitlab", "--name", "a"])?;
+
+    // Nothing is put in place of what cannot be read.
+    let broken = text + "[[\n";
+    host.put(GITLAB, &broken)?;
+    for words in [&["uninstall"][..], &["uninstall", "--force"]] {
+        let output = host.jobfence(words)?;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            output.stdout.contains("config.toml: cannot be understood")
+                && !output.stdout.contains("\n    jobfence uninstall"),
+            "{output:?}"
+        );
+        assert_eq!(host.read(GITLAB)?, broken);
+        assert!(host.path("etc/jobfence/runners/c.yml").exists());
+    }
+    host.put(GITLAB, broken.trim_end_matches("[[\n"))?;
+    host.done(&["uninstall"])?;
+    assert_eq!(host.read(GITLAB)?, section("b") + &section("c"));
+    assert_eq!(host.status()?.0, Some(2));
     Ok(())
 }
 
@@ -851,7 +1717,8 @@ fn hooks_of_buildkite_go_on_to_be_called() -> Result<()> {
         "agent.example.com",
     ];
     host.done(install)?;
-    assert!(host.done(install)?.starts_with("Nothing to change.\n"));
+    let said = host.done(install)?;
+    assert!(said.starts_with("Nothing to change.\n"), "{said}");
     for (name, text) in HOOKS {
         let moved = host.read(&format!("{folder}/{name}.before-jobfence"))?;
         assert_eq!(moved, text, "the one that was there");
@@ -933,6 +1800,7 @@ fn a_host_of_the_platform_can_be_named_later_and_a_policy_is_the_administrators(
     ];
     host.done(named)?;
     parse()?;
+    assert!(!host.read(file)?.contains("nothing yet"));
     for policy in [file, "etc/jobfence/host.yml"] {
         assert!(
             host.read(policy)?.contains("host: \"agent.example.com\""),
@@ -944,7 +1812,8 @@ fn a_host_of_the_platform_can_be_named_later_and_a_policy_is_the_administrators(
         .read(file)?
         .replace("host: \"agent.example.com\"", "host: own.example.com");
     host.put(file, &text)?;
-    assert!(host.done(install)?.starts_with("Nothing to change.\n"));
+    let said = host.done(install)?;
+    assert!(said.starts_with("Nothing to change.\n"), "{said}");
     assert_eq!(host.read(file)?, text);
     assert_eq!(host.status()?.0, Some(0));
     Ok(())
@@ -997,6 +1866,8 @@ fn a_buildbot_worker_is_fenced_as_a_whole() -> Result<()> {
         drop_in.contains("job start --id worker-w-${INVOCATION_ID} --pid $MAINPID --policy /etc/jobfence/runners/w.yml\n"),
         "{drop_in}"
     );
+    let policy = host.read("etc/jobfence/runners/w.yml")?;
+    assert!(!policy.contains("policies of their own"), "{policy}");
     let agent = host.read(AGENT_YML)?;
     assert!(
         agent.contains("users:\n    - bob\n") && !agent.contains("\nrunners:"),
@@ -1014,8 +1885,10 @@ fn a_host_of_another_system_gets_the_agent_alone() -> Result<()> {
         "usr/lib/systemd/system/jobfence-agent.service",
         "[Service]\n",
     )?;
+    fs::create_dir_all(host.path("var/lib/jobfence"))?;
     let before = host.shape()?;
-    host.done(&["install", "generic"])?;
+    let said = host.done(&["install", "generic"])?;
+    assert!(!said.contains("the runner has no job"), "{said}");
     assert!(host.path("etc/jobfence/policies/default.yml").exists());
     let own = host.path("etc/systemd/system/jobfence-agent.service");
     assert!(!own.exists(), "the package has brought the unit");
@@ -1068,6 +1941,15 @@ done
 fn under_systemd_a_runner_is_fenced_from_its_next_start_and_free_after_the_removal() -> Result<()> {
     let internet = Internet::new()?;
     let machine = Machine::boot(&internet)?;
+    // Nothing is there to be taken back, least of all the folders of the agent.
+    machine.ok("systemctl start jobfence-agent && jobfence uninstall")?;
+    machine.write("/root/p.yml", "version: 1\njobs: {default: {}}\n")?;
+    machine.ok(
+        "sleep 60 & jobfence job start --id one --pid $! --policy /root/p.yml && jobfence job finish one",
+    )?;
+    machine.ok("systemctl stop jobfence-agent")?;
+    let status = machine.sh_with(&["--uid=ci"], "jobfence install status")?;
+    assert!(status.stderr.contains("run this with sudo"), "{status:?}");
     fenced_and_freed(&machine)?;
     let enabled = machine.sh("systemctl is-enabled jobfence-agent")?;
     assert_eq!(enabled.stdout.trim(), "disabled", "as it was before");
@@ -1091,15 +1973,15 @@ fn a_single_binary_brings_its_unit_and_takes_it_away() -> Result<()> {
     Ok(())
 }
 
-/// Installs jobfence for a GitHub runner and takes it back, and sees what the runner reaches meanwhile.
-fn fenced_and_freed(machine: &Machine) -> Result<()> {
+/// Has a GitHub runner, which `script` stands for, on a machine, and starts it.
+fn lay_out(machine: &Machine, script: &str) -> Result<()> {
     machine.write(
         "/etc/systemd/system/actions.runner.one.service",
         "[Service]\nUser=ci\nWorkingDirectory=/opt/one\nExecStart=/opt/one/run.sh\nKillMode=process\n",
     )?;
     machine.ok("mkdir -p /opt/one")?;
     for (file, text) in [
-        ("run.sh", LISTENER),
+        ("run.sh", script),
         (
             ".runner",
             "{\"agentName\":\"one\",\"gitHubUrl\":\"https://allowed.test/group\"}",
@@ -1110,6 +1992,12 @@ fn fenced_and_freed(machine: &Machine) -> Result<()> {
     }
     machine.ok("chmod 755 /opt/one/run.sh && chown -R ci: /opt/one")?;
     machine.ok("systemctl daemon-reload && systemctl start actions.runner.one")?;
+    Ok(())
+}
+
+/// Installs jobfence for a GitHub runner and takes it back, and sees what the runner reaches meanwhile.
+fn fenced_and_freed(machine: &Machine) -> Result<()> {
+    lay_out(machine, LISTENER)?;
     let last = machine.path("/opt/one/last");
     let is = |wanted: &str| {
         eventually(&format!("the runner says {wanted}"), || {
@@ -1152,6 +2040,96 @@ fn fenced_and_freed(machine: &Machine) -> Result<()> {
         machine.ok(command)?;
         fs::remove_file(&last)?;
         is(free);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_runner_whose_fence_fails_does_not_go_on_without_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = Machine::boot(&internet)?;
+    // As GitHub's, which waits for what it has started: another process, and a job.
+    let script = "#!/bin/bash\nsleep 3601 &\n(until grep -q jobfence-runner /proc/self/cgroup; do sleep 0.1; \
+                  done\njobfence job start --id u$UID-$$ --pid $BASHPID --policy \
+                  /etc/jobfence/policies/default.yml\nexec sleep 3602) &\nwait\n";
+    lay_out(&machine, script)?;
+    machine.ok("jobfence install github --runner-dir /opt/one")?;
+    machine.ok("systemctl restart jobfence-agent actions.runner.one")?;
+    let kill_mode = machine.ok("systemctl show -P KillMode actions.runner.one")?;
+    assert_eq!(kill_mode.trim(), "mixed");
+    // A job goes on when its runner is started again.
+    let job = || -> Result<String> {
+        let list =
+            machine.sh("jobfence job list | grep -q '^u[0-9]' && pgrep -u ci -f 'sleep 3602'")?;
+        Ok(list.stdout.trim().to_owned())
+    };
+    eventually("the runner has a job", || {
+        job().is_ok_and(|pid| !pid.is_empty())
+    });
+    let first = job()?;
+    machine.ok("systemctl restart actions.runner.one")?;
+    assert!(job()?.lines().any(|pid| pid == first), "it was ended");
+
+    machine.ok("systemctl stop actions.runner.one && mv /etc/jobfence/runners/one.yml /root/")?;
+    let failed = machine.sh("systemctl start actions.runner.one")?;
+    assert!(!failed.status.success(), "{failed:?}");
+    let state = machine.sh("systemctl is-active actions.runner.one")?;
+    assert_eq!(state.stdout.trim(), "failed");
+    eventually("nothing of the runner is left", || {
+        // A job of an earlier one may go on.
+        let left = machine.sh("ps -u ci -o args= | grep -v -e 'sleep 3602' -e '^ps '");
+        left.is_ok_and(|left| left.stdout.trim().is_empty())
+    });
+
+    // A template has every instance, also one that nobody meant.
+    machine.write(
+        "/etc/systemd/system/w@.service",
+        "[Service]\nUser=ci\nExecStart=sleep 3603\n[Install]\nWantedBy=multi-user.target\n",
+    )?;
+    let install = "jobfence install buildbot --dry-run --unit";
+    let said = machine.ok(&format!("{install} w@typo.service"))?;
+    assert!(
+        said.contains("w@typo.service is neither enabled nor running"),
+        "{said}"
+    );
+    machine.ok("systemctl start w@one")?;
+    let said = machine.ok(&format!("{install} w@one.service"))?;
+    assert!(!said.contains("neither"), "{said}");
+    Ok(())
+}
+
+/// What stands for GitHub's runner: it has the environment that systemd gives it.
+const IDLE: &str = "#!/bin/sh\nexec sleep infinity\n";
+
+#[test]
+fn what_is_found_of_a_hook_is_what_systemd_makes_of_it() -> Result<()> {
+    let internet = Internet::new()?;
+    let machine = Machine::boot(&internet)?;
+    lay_out(&machine, IDLE)?;
+    machine.ok("jobfence install github --runner-dir /opt/one")?;
+    machine.ok("systemctl restart jobfence-agent")?;
+    for (files, found) in SURROUNDINGS {
+        // What names others comes last, and goes first: it is for every service, also one that writes.
+        for (path, text) in files.iter().rev() {
+            let path = format!("/{path}");
+            machine.ok(&format!("mkdir -p $(dirname {path})"))?;
+            machine.write(&path, text)?;
+        }
+        machine.ok("systemctl daemon-reload && systemctl restart actions.runner.one")?;
+        let environment = machine
+            .ok("tr '\\0' '\\n' </proc/$(systemctl show -P MainPID actions.runner.one)/environ")?;
+        let is_ours = environment.lines().any(|line| line == STARTED);
+        assert_eq!(is_ours, found.is_none(), "{files:?}: {environment}");
+        let status = machine.sh("jobfence install status")?;
+        let said = found.map_or(0, |_| 1);
+        assert_eq!(status.status.code(), Some(said), "{files:?}: {status:?}");
+        assert!(
+            status.stdout.contains(found.unwrap_or_default()),
+            "{status:?}"
+        );
+        for (path, _) in *files {
+            machine.ok(&format!("rm /{path}"))?;
+        }
     }
     Ok(())
 }

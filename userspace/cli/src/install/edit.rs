@@ -5,7 +5,7 @@
 
 use serde_yaml::{Mapping, Value};
 use thiserror::Error;
-use toml_edit::{Array, DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
 
 /// Why a file was not changed.
 #[derive(Debug, Error)]
@@ -251,6 +251,22 @@ pub(super) fn variables<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item 
     text.lines().filter_map(move |line| variable(line, name))
 }
 
+/// `current` without the variables that have jobfence's values in `ours`: each is what it was in `base`
+/// again, or gone.
+pub(super) fn without_variables(base: &str, current: &str, ours: &[(&str, &str)]) -> String {
+    let restored = |line: &str| {
+        let set = |(name, value): &&(&str, &str)| variable(line, name) == Some(*value);
+        match ours.iter().find(set) {
+            None => line.to_owned(),
+            Some((name, _)) => {
+                let before = variables(base, name).last();
+                before.map_or_else(String::new, |value| format!("{name}={value}\n"))
+            }
+        }
+    };
+    current.split_inclusive('\n').map(restored).collect()
+}
+
 fn set_variable(text: &str, name: &str, value: &str) -> String {
     let line = format!("{name}={value}\n");
     if variables(text, name).next().is_none() {
@@ -340,17 +356,136 @@ fn set_executor(
 }
 
 /// Sets a key, with the comment that stands behind its value kept.
-fn set(table: &mut Table, key: &str, new: toml_edit::Value) {
-    match table.get_mut(key).and_then(Item::as_value_mut) {
-        Some(old) => {
+fn set(table: &mut dyn TableLike, key: &str, new: toml_edit::Value) {
+    match table.get_mut(key) {
+        // The same may be written in another way.
+        Some(old) if is_same(Some(old), Some(&value(new.clone()))) => {}
+        Some(Item::Value(old)) => {
             let decor = old.decor().clone();
             *old = new;
             *old.decor_mut() = decor;
         }
-        None => {
-            table.insert(key, value(new));
+        _ => _ = table.insert(key, value(new)),
+    }
+}
+
+/// Whether both say the same, as texts and as lists of texts.
+fn is_same(one: Option<&Item>, other: Option<&Item>) -> bool {
+    let texts = |item: Option<&Item>| -> Option<Vec<String>> {
+        let texts = match item?.as_array() {
+            Some(list) => list.iter().map(toml_edit::Value::as_str).collect(),
+            None => item?.as_str().map(|text| vec![text]),
+        };
+        texts.map(|texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect())
+    };
+    let is_list = |item: Option<&Item>| item.is_some_and(Item::is_array);
+    texts(one).is_some() && texts(one) == texts(other) && is_list(one) == is_list(other)
+}
+
+/// The names of the runners of a config.toml that have a shell as their executor.
+pub(super) fn shell_runners(text: &str) -> Vec<String> {
+    let document: DocumentMut = text.parse().unwrap_or_default();
+    let runners = document.get("runners").and_then(Item::as_array_of_tables);
+    let shells = runners.into_iter().flatten().filter_map(|runner| {
+        let is_shell = runner.get("executor")?.as_str()? == "shell";
+        is_shell.then(|| {
+            runner
+                .get("name")
+                .and_then(Item::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        })
+    });
+    shells.collect()
+}
+
+/// The sections of a config.toml that have jobfence as their driver.
+fn driven(document: &DocumentMut) -> impl Iterator<Item = (&str, &Table)> {
+    let runners = document.get("runners").and_then(Item::as_array_of_tables);
+    runners.into_iter().flatten().filter_map(|runner| {
+        let program = custom(runner, "run_exec")?.as_str()?;
+        let name = runner.get("name")?.as_str()?;
+        program.ends_with("/jobfence").then_some((name, runner))
+    })
+}
+
+fn custom<'a>(runner: &'a Table, key: &str) -> Option<&'a Item> {
+    runner.get("custom")?.as_table_like()?.get(key)
+}
+
+/// `current` without the executors that `written` has and `base` has not. GitLab Runner writes the
+/// whole file anew when it registers a runner or gets a token, in its own order and without comments:
+/// so each key is looked at by itself. One that says something else by now is somebody else's.
+pub(super) fn without_executors(
+    base: &str,
+    written: &str,
+    current: &str,
+) -> Result<String, EditError> {
+    let mut base: DocumentMut = base.parse()?;
+    let written: DocumentMut = written.parse()?;
+    let mut document: DocumentMut = current.parse()?;
+    for (name, ours) in driven(&written) {
+        let before = runner(&mut base, name).ok().cloned().unwrap_or_default();
+        // It may have another name by now. Its policy has not.
+        let call = custom(ours, "run_args");
+        let is_it = |now: &Table| now.get("name").and_then(Item::as_str) == Some(name);
+        let is_renamed = |now: &Table| is_same(custom(now, "run_args"), call);
+        let runners = document
+            .get_mut("runners")
+            .and_then(Item::as_array_of_tables_mut);
+        let Some(runners) = runners else { continue };
+        let at = runners.iter().position(is_it);
+        let at = at.or_else(|| runners.iter().position(is_renamed));
+        if let Some(now) = at.and_then(|at| runners.get_mut(at)) {
+            restore(now, ours, &before);
         }
     }
+    Ok(document.to_string())
+}
+
+/// Puts the keys of a section back that say what they say in `ours`.
+fn restore(now: &mut Table, ours: &Table, before: &Table) {
+    let put_back = |table: &mut dyn TableLike, key: &str, before: Option<&Item>| match before {
+        Some(Item::Value(old)) => set(table, key, old.clone()),
+        _ => _ = table.remove(key),
+    };
+    let driver = custom(now, "run_exec");
+    // Whoever has put another driver there has its executor, too.
+    if driver.is_none() || is_same(driver, custom(ours, "run_exec")) {
+        for key in ["executor", "builds_dir", "cache_dir"] {
+            if is_same(now.get(key), ours.get(key)) {
+                put_back(now, key, before.get(key));
+            }
+        }
+    }
+    let Some(table) = now.get_mut("custom").and_then(Item::as_table_like_mut) else {
+        return;
+    };
+    for (exec, args, _) in STAGES {
+        if is_same(table.get(exec), custom(ours, exec)) {
+            put_back(table, exec, custom(before, exec));
+            put_back(table, args, custom(before, args));
+        }
+    }
+    if table.is_empty() && !before.contains_key("custom") {
+        now.remove("custom");
+    }
+}
+
+/// Whether `current` has the executors that `written` has.
+pub(super) fn has_executors(written: &str, current: &str) -> Result<bool, EditError> {
+    let written: DocumentMut = written.parse()?;
+    let mut current: DocumentMut = current.parse()?;
+    Ok(driven(&written).all(|(name, ours)| {
+        let Ok(now) = runner(&mut current, name) else {
+            return false;
+        };
+        let keys = STAGES.iter().flat_map(|(exec, args, _)| [exec, args]);
+        is_same(now.get("executor"), ours.get("executor"))
+            && keys
+                .into_iter()
+                .all(|key| is_same(custom(now, key), custom(ours, key)))
+    }))
 }
 
 #[cfg(test)]
@@ -507,5 +642,50 @@ mod tests {
                 .as_deref(),
             Some("/usr/bin/jobfence")
         );
+    }
+
+    #[test]
+    fn each_key_of_an_executor_is_taken_out_that_is_ours_still() {
+        let base = CONFIG.to_owned() + "  [runners.custom]\n    run_exec = \"/opt/driver\"\n";
+        let arguments = ["--user".to_owned(), "ci".to_owned()];
+        let written = set_executor(
+            &base,
+            "one",
+            "/usr/bin/jobfence",
+            &arguments,
+            Some("/home/ci"),
+        )
+        .expect("a runner");
+        assert_eq!(has_executors(&written, &written).ok(), Some(true));
+        let without = |current: &str| without_executors(&base, &written, current).expect("TOML");
+        assert_eq!(without(&written), base);
+        for (ours, theirs, kept) in [
+            ("executor = \"custom\"", "executor = \"docker\"", true),
+            ("builds_dir = \"/home/ci", "builds_dir = \"/srv", true),
+            (
+                "run_exec = \"/usr/bin/jobfence\"",
+                "run_exec = '/opt/new'",
+                true,
+            ),
+            // With the program goes what it is called with.
+            ("\"run\", \"--user\"", "\"run\", \"--more\"", false),
+            (
+                "run_exec = \"/usr/bin/jobfence\"",
+                "run_exec = '/usr/bin/jobfence'",
+                false,
+            ),
+        ] {
+            let current = written.replace(ours, theirs);
+            assert_ne!(current, written);
+            let after = without(&current);
+            assert_eq!(after.contains(theirs), kept, "{theirs}: {after}");
+            assert!(!after.contains("prepare_"), "{theirs}: {after}");
+        }
+        // Another driver has its executor.
+        let other = written.replace("/usr/bin/jobfence", "/opt/new");
+        assert_eq!(without(&other), other);
+        let gone = "[[runners]]\n  name = \"other\"\n";
+        assert_eq!(without(gone), gone);
+        assert_eq!(has_executors(&written, gone).ok(), Some(false));
     }
 }

@@ -6,6 +6,7 @@
 //! - `plan`: what has to be changed, and the changing
 //! - [`record`]: what was installed, and what was there before
 //! - [`tree`]: files, without following what a runner's user has laid out
+//! - [`unit`]: what systemd's units say of a runner
 //! - `status`: what of it is there, and works
 //!
 //! Nothing here is asked: `--dry-run` shows every change and makes none. What is running is left
@@ -18,6 +19,7 @@ mod record;
 mod runner;
 mod status;
 mod tree;
+mod unit;
 mod wanted;
 
 use std::{
@@ -37,8 +39,9 @@ use nix::unistd::geteuid;
 use crate::report::{self, Style};
 use plan::{Note, Plan};
 use record::Record;
-use runner::{AGENT_UNIT, GITLAB_CONFIG, Runner, System};
-use tree::{Content, Tree};
+use runner::{GITLAB_CONFIG, Runner, System};
+use tree::{Content, Place, Tree, TreeError};
+use unit::AGENT_UNIT;
 use wanted::{GITHUB_HOOKS, Host, env_file, policy_path};
 
 /// The program, where no other one is known of.
@@ -99,7 +102,8 @@ enum InstallCommand {
 /// Take back what `jobfence install` has changed.
 ///
 /// Files are as they were before, byte for byte; of one that was changed since, only what jobfence had
-/// written there is taken out. What cannot be told apart stays, with a word on it.
+/// written there is taken out. What is of no use without jobfence goes also when it was changed; the
+/// changes are shown. Where the two cannot be told apart, the file stays, and all that it needs.
 ///
 /// Exit status: 0; 1 when something could not be taken back.
 #[derive(Args)]
@@ -111,7 +115,7 @@ pub(crate) struct UninstallArguments {
     /// The runner's name [default: all of the system]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Restore what was there before also where it was changed since
+    /// Restore what was there before also where others' changes cannot be told apart
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -155,10 +159,19 @@ fn exit(done: Result<u8>) -> ExitCode {
     match done {
         Ok(status) => status.into(),
         Err(error) => {
+            // Most of our errors tell their causes themselves.
+            let mut text = String::new();
+            for cause in error.chain().map(ToString::to_string) {
+                if !text.contains(&cause) {
+                    text = [text, cause]
+                        .into_iter()
+                        .filter(|part| !part.is_empty())
+                        .collect::<Vec<_>>()
+                        .join(": ");
+                }
+            }
             // It can name what a runner's user has laid out.
-            let text = format!("{error:#}");
-            let lines: Vec<_> = text.lines().map(visible).collect();
-            report::emit(&format!("jobfence: {}\n", lines.join("\n")));
+            report::emit(&format!("jobfence: {}\n", visible_lines(&text).trim_end()));
             1.into()
         }
     }
@@ -171,8 +184,13 @@ fn perform(arguments: &InstallArguments) -> Result<()> {
     let tree = common.open()?;
     let mut record = Record::load(&tree)?;
     let before = record.runners.clone();
-    let mut runner = Runner::find(&tree, arguments)?;
+    let mut runner = Runner::find(&tree, arguments, &record.runners)?;
     refuse_other_hooks(&tree, &runner, *replace)?;
+    let known = record.runners.iter().find(|other| other.is(&runner));
+    match known.cloned() {
+        Some(known) => runner.go_on(&known, arguments)?,
+        None => refuse_other_policy(&tree, &record, &runner, arguments)?,
+    }
     let mut others = record.runners.iter().filter(|other| !other.is(&runner));
     if let Some(other) = others.find(|other| other.name == runner.name) {
         bail!(
@@ -183,16 +201,11 @@ fn perform(arguments: &InstallArguments) -> Result<()> {
         );
     }
     match record.runners.iter_mut().find(|other| other.is(&runner)) {
-        Some(known) => {
-            for host in &known.hosts {
-                if !runner.hosts.contains(host) {
-                    runner.hosts.push(host.clone());
-                }
-            }
-            *known = runner.clone();
-        }
+        Some(known) => *known = runner.clone(),
         None => record.runners.push(runner.clone()),
     }
+    let is_leaving = record.leaving.iter().any(|other| other.is(&runner));
+    record.leaving.retain(|other| !other.is(&runner));
     let host = Host::new(&tree, &record, program(&tree)?)?;
     ensure!(
         host.socket == Path::new(SOCKET),
@@ -200,10 +213,14 @@ fn perform(arguments: &InstallArguments) -> Result<()> {
          of it",
         host.socket.display()
     );
-    let wanted = host.wanted(&tree, &record)?;
-    let plan = Plan::new(&tree, &record, wanted, *replace)?;
-    let is_nothing = plan.steps.is_empty() && record.runners == before;
-    show(&plan)?;
+    let wanted = host.wanted(&tree, &record);
+    let plan = Plan::install(&tree, &record, wanted, *replace)?;
+    let is_nothing = plan.is_empty() && record.runners == before && !is_leaving;
+    show(&plan, true)?;
+    let services = Services::of(&tree);
+    if !is_nothing {
+        warn(&tree, &services, &record, &runner)?;
+    }
     if common.dry_run {
         return say(if is_nothing {
             "Nothing to change.\n"
@@ -214,16 +231,44 @@ fn perform(arguments: &InstallArguments) -> Result<()> {
     if is_nothing {
         say("Nothing to change.\n")?;
     } else {
-        plan.apply(&tree, &mut record).context(
+        let applied = plan.apply(&tree, &mut record).map(drop);
+        let saved = applied.and_then(|()| Ok(record.save(&tree)?));
+        saved.context(
             "not all was changed: run this again when that is mended, or `jobfence uninstall`",
         )?;
     }
-    let services = Services::of(&tree);
     if !is_nothing {
         services.reload()?;
     }
     services.settle_in(&tree, &mut record, &runner)?;
     say(&next_steps(&services, &runner, is_nothing))
+}
+
+/// Says what may not be meant, before it is done.
+fn warn(tree: &Tree, services: &Services, record: &Record, runner: &Runner) -> Result<()> {
+    let mut text = String::new();
+    let others = runner::cut_off(tree, runner, &record.runners);
+    if let (Some(user), false) = (&runner.user, others.is_empty()) {
+        _ = writeln!(
+            text,
+            "Careful: these run as {user}, too, and reach nothing any more until jobfence is installed for \
+             them: {}",
+            others.join(", ")
+        );
+    }
+    // Of a template, any instance seems to be there.
+    if let Some(unit) = runner.unit.as_ref().filter(|unit| unit.contains('@'))
+        && services.has_systemd
+        && !["is-enabled", "is-active", "is-failed"]
+            .into_iter()
+            .any(|question| services.is(question, unit))
+    {
+        _ = writeln!(
+            text,
+            "Careful: {unit} is neither enabled nor running. Is that its name?"
+        );
+    }
+    say(&visible_lines(&text))
 }
 
 fn take_back(arguments: &UninstallArguments) -> Result<u8> {
@@ -248,29 +293,48 @@ fn take_back(arguments: &UninstallArguments) -> Result<u8> {
                 .as_ref()
                 .is_none_or(|name| [&runner.name, &runner.title].contains(&name))
     };
-    let (gone, kept): (Vec<_>, Vec<_>) = record.runners.drain(..).partition(is_meant);
+    let (leaving, kept): (Vec<_>, Vec<_>) = record.runners.drain(..).partition(is_meant);
     record.runners = kept;
+    // What was in the way of others that were meant before may be mended by now.
+    let newly = leaving.clone();
+    record.leaving.extend(leaving);
+    let mut gone: Vec<_> = record
+        .leaving
+        .iter()
+        .filter(|runner| is_meant(runner))
+        .cloned()
+        .collect();
+    // What an interruption has left is no runner's.
+    let is_any = system.is_none() && name.is_none()
+        || record.runners.is_empty() && record.leaving.is_empty();
     ensure!(
-        !gone.is_empty() || (system.is_none() && name.is_none()),
+        !gone.is_empty() || is_any,
         "no such runner is installed: `jobfence install status` tells which are"
     );
-    // A program that was installed elsewhere is not at fault when it goes.
-    let program = if record.runners.is_empty() {
-        PROGRAM.to_owned()
-    } else {
-        program(&tree)?
-    };
-    let wanted = if record.runners.is_empty() {
-        Vec::new()
-    } else {
-        Host::new(&tree, &record, program)?.wanted(&tree, &record)?
-    };
-    let plan = Plan::new(&tree, &record, wanted, *force)?;
-    show(&plan)?;
-    let rests = plan.notes.iter().any(|note| note.is_rest);
+    let mut plan = plan_without(&tree, &record, *force)?;
+    // A half of a runner would be worse than the whole: its jobs would fail.
+    let kept: Vec<_> = plan.notes.extract_if(.., |note| note.keeps()).collect();
+    if !kept.is_empty() {
+        let all = gone.clone();
+        let is_kept = |runner: &Runner| kept.iter().any(|note| note.keeps_of(runner, &all));
+        let stay = |runner: &Runner| newly.iter().any(|other| other == runner) && is_kept(runner);
+        record
+            .runners
+            .extend(record.leaving.extract_if(.., |runner| stay(runner)));
+        gone.retain(|runner| !stay(runner));
+        plan = plan_without(&tree, &record, *force)?;
+        plan.notes
+            .retain(|note| kept.iter().all(|other| other.path != note.path));
+        plan.notes.extend(kept);
+    }
+    let is_forced = |note: &Note| note.keeps() && note.changed.is_some();
+    let could_be_forced = plan.notes.iter().any(is_forced);
+    show(&plan, common.dry_run)?;
+    let rests = plan.notes.iter().filter(|note| note.rest.is_some());
+    let mut rests: Vec<_> = rests.map(|note| note.path.clone()).collect();
     if common.dry_run {
         say("This was a dry run: nothing is changed.\n")?;
-        return Ok(rests.into());
+        return Ok((!rests.is_empty()).into());
     }
     let services = Services::of(&tree);
     let is_agent = |path: &Path| path.file_name().is_some_and(|name| name == AGENT_UNIT);
@@ -285,21 +349,80 @@ fn take_back(arguments: &UninstallArguments) -> Result<u8> {
         // What systemd has against that is no reason to leave the rest.
         done = services.systemctl(&["disable", AGENT_UNIT]);
     }
-    plan.apply(&tree, &mut record)
-        .context("not all was taken back: run this again when that is mended")?;
+    let failed = plan.apply(&tree, &mut record).and_then(|failed| {
+        rests.extend(failed.iter().map(|(path, _)| path.clone()));
+        // What no runner alone has, each has.
+        let is_shared = |path: &PathBuf| !record.leaving.iter().any(|runner| runner.has(path));
+        let is_shared = rests.iter().any(is_shared);
+        let is_rest = |runner: &Runner| is_shared || rests.iter().any(|path| runner.has(path));
+        record.leaving.retain(is_rest);
+        record.save(&tree)?;
+        Ok(failed)
+    });
+    let failed = failed.context("not all was taken back: run this again when that is mended")?;
+    for (path, error) in &failed {
+        let note = format!("{}: stays as it is: {error}", path.display());
+        say(&(visible(&note) + "\n"))?;
+    }
     if services.has_systemd {
         done = done.and(services.let_go());
     }
+    let is_whole = rests.is_empty();
+    if is_whole {
+        say("Uninstalled.\n")?;
+    } else {
+        say("Not all is taken back: see to what stays, and run this again.\n")?;
+    }
+    if could_be_forced {
+        let of = system.map(|system| format!(" {}", system.name()));
+        let named = name.as_ref().map(|name| format!(" --name {name:?}"));
+        let words = [of, named].map(Option::unwrap_or_default).concat();
+        say(&format!(
+            "What was there before comes back in place of what was changed with:\n    jobfence \
+             uninstall{words} --force\n"
+        ))?;
+    }
     say(&last_steps(&services, &gone, is_ours))?;
     done?;
-    Ok(rests.into())
+    Ok((!is_whole).into())
+}
+
+/// What has to be changed so that what only runners need that are not in `record` any more is gone.
+fn plan_without(tree: &Tree, record: &Record, force: bool) -> Result<Plan> {
+    let wanted = if record.runners.is_empty() {
+        Vec::new()
+    } else {
+        // A program that was installed elsewhere is not at fault when it goes.
+        Host::new(tree, record, program(tree)?)?.wanted(tree, record)
+    };
+    Ok(Plan::uninstall(tree, record, wanted, force)?)
+}
+
+/// What a runner calls itself, its user can have chosen: a policy that is there already is not its own
+/// for that.
+fn refuse_other_policy(
+    tree: &Tree,
+    record: &Record,
+    runner: &Runner,
+    arguments: &InstallArguments,
+) -> Result<()> {
+    let path = policy_path(runner);
+    let is_ours = record.files.contains_key(&path) || arguments.name.is_some();
+    ensure!(
+        is_ours || runner.folder.is_none() || tree.peek(&path).is_none(),
+        "{} is there, and is not of a runner that jobfence was installed for: if this one is to have that \
+         policy, say so with --name {}, else give it another name",
+        path.display(),
+        runner.name
+    );
+    Ok(())
 }
 
 /// Hooks that are in use are not replaced unless that is wanted.
 fn refuse_other_hooks(tree: &Tree, runner: &Runner, replace: bool) -> Result<()> {
     if runner.system == System::Gitlab && !replace {
         let path = Path::new(GITLAB_CONFIG);
-        let text = tree.read(path, tree::Place::Host)?;
+        let text = tree.read(path, Place::Host)?;
         let text = text.map_or_else(String::new, |content| content.text);
         let other = edit::runner_text(&text, &runner.title, &["custom", "run_exec"])?;
         if let Some(other) = other.filter(|other| !other.ends_with("/jobfence")) {
@@ -311,31 +434,84 @@ fn refuse_other_hooks(tree: &Tree, runner: &Runner, replace: bool) -> Result<()>
             );
         }
     }
-    if runner.system != System::Github {
-        return Ok(());
-    }
-    for (name, hook) in GITHUB_HOOKS {
-        if let Some(path) = env_file(runner) {
-            let text = tree.read(&path, tree::Place::Runner(runner.owner.0))?;
-            let text = text.map_or_else(String::new, |content| content.text);
-            let other = edit::variables(&text, name).find(|value| *value != hook);
-            if let (Some(other), false) = (other, replace) {
-                bail!(
-                    "{} sets {name} to another hook, {}: --replace puts jobfence's in its place",
-                    path.display(),
-                    visible(other)
-                );
-            }
-        }
-        let unit = runner.unit.as_ref();
-        if let Some(path) = unit.and_then(|unit| runner::unit_with_variable(tree, unit, name)) {
-            bail!(
-                "{} sets {name}, and only one file of the unit can: take it out there",
-                path.display()
-            );
-        }
+    let in_the_way = other_hooks(tree, runner)?
+        .into_iter()
+        .find(|other| !(replace && other.is_replaced));
+    if let Some(OtherHook { problem, .. }) = in_the_way {
+        bail!(problem);
     }
     Ok(())
+}
+
+/// Something that has a runner call another hook than jobfence's.
+struct OtherHook {
+    /// What it is, and what to do.
+    problem: String,
+    /// Whether `--replace` puts it right.
+    is_replaced: bool,
+}
+
+/// What has the runner call other hooks than jobfence's.
+fn other_hooks(tree: &Tree, runner: &Runner) -> Result<Vec<OtherHook>, TreeError> {
+    let mut found: Vec<OtherHook> = Vec::new();
+    let mut add = |problem, is_replaced| {
+        // What stands in the way of both hooks is told once.
+        if found.iter().all(|other| other.problem != problem) {
+            found.push(OtherHook {
+                problem,
+                is_replaced,
+            });
+        }
+    };
+    if let Some(path) = env_file(runner) {
+        let text = tree.read(&path, Place::Runner(runner.owner.0))?;
+        let text = text.map_or_else(String::new, |content| content.text);
+        for (name, hook) in GITHUB_HOOKS {
+            let mut values = edit::variables(&text, name).peekable();
+            // The runner puts what this file says in place of what its service has.
+            let is_set = values.peek().is_some();
+            if let Some(other) = values.find(|value| *value != hook) {
+                let (path, other) = (path.display(), visible(other));
+                add(
+                    format!(
+                        "{path} sets {name} to another hook, {other}: --replace puts jobfence's in its \
+                         place"
+                    ),
+                    true,
+                );
+            } else if let (Some(unit), false) = (&runner.unit, is_set)
+                && let Some(contrary) = unit::contrary(tree, unit, (name, hook), true)
+            {
+                add(contrary.to_string(), false);
+            }
+        }
+    }
+    if let (System::Buildkite, Some(folder), Some(unit)) =
+        (runner.system, &runner.folder, &runner.unit)
+    {
+        let shown = folder.display();
+        let ours = format!(
+            "jobfence's hooks are in {shown}, as buildkite-agent.cfg says: name one folder in both"
+        );
+        // It goes before the variable.
+        match unit::option(tree, unit, "hooks-path") {
+            Some(other) if Path::new(&other) == folder => {}
+            Some(other) => add(
+                format!(
+                    "{unit} calls the agent with --hooks-path {}, and {ours}",
+                    visible(&other)
+                ),
+                false,
+            ),
+            None => {
+                let wanted = ("BUILDKITE_HOOKS_PATH", &*folder.to_string_lossy());
+                if let Some(contrary) = unit::contrary(tree, unit, wanted, false) {
+                    add(format!("{contrary}; {ours}"), false);
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 impl Common {
@@ -348,7 +524,7 @@ impl Common {
             );
             tree.lock()?;
             // Where nothing is left to do, nobody else would.
-            tree.clean(Path::new(record::RECORD), tree::Place::Host)?;
+            tree.clean(Path::new(record::RECORD), Place::Host)?;
         }
         Ok(tree)
     }
@@ -483,12 +659,24 @@ fn next_steps(services: &Services, runner: &Runner, is_nothing: bool) -> String 
             policy_path(runner).display()
         );
     }
-    if runner.system == System::Buildkite && runner.owner.0 != 0 {
+    if runner.system == System::Github && !runner.hosts.is_empty() && !is_nothing {
         _ = writeln!(
             text,
-            "The folder of the hooks belongs to user {}: a job can change them. Who gets around them stays in \
-             the fence of the agent. `chown root` the folder.",
-            runner.owner.0
+            "Every job of this host may reach these hosts, which the runner's .runner file names: {}.",
+            runner.hosts.join(", ")
+        );
+    }
+    if let (System::Buildkite, Some(folder)) = (runner.system, &runner.folder)
+        && runner.owner.0 != 0
+    {
+        _ = writeln!(
+            text,
+            "The folder of the hooks belongs to user {}: a job can change them. A job that skips them is \
+             held by the fence of Buildkite's agent. Root should have it, and the folder that it is in: `chown root: {} {}`, \
+             and install again.",
+            runner.owner.0,
+            folder.parent().unwrap_or(folder).display(),
+            folder.display()
         );
     }
     if !services.is_host {
@@ -514,7 +702,11 @@ fn next_steps(services: &Services, runner: &Runner, is_nothing: bool) -> String 
     if !is_nothing {
         _ = writeln!(
             text,
-            "To put it to use, when the runner has no job:\n    systemctl restart {}",
+            "To put it to use{}:\n    systemctl restart {}",
+            match runner.system {
+                System::Generic => "",
+                _ => ", when the runner has no job",
+            },
             restart.join(" ")
         );
         if runner.unit.is_none() && matches!(runner.system, System::Github | System::Buildkite) {
@@ -534,7 +726,7 @@ fn next_steps(services: &Services, runner: &Runner, is_nothing: bool) -> String 
 
 /// What is to be done by hand, after it was taken back. `is_ours`: nobody else has the agent run.
 fn last_steps(services: &Services, gone: &[Runner], is_ours: bool) -> String {
-    let mut text = "Taken back.\n".to_owned();
+    let mut text = String::new();
     if services.is_host && !services.has_systemd {
         return text;
     }
@@ -559,8 +751,8 @@ fn last_steps(services: &Services, gone: &[Runner], is_ours: bool) -> String {
     text
 }
 
-/// Prints every change.
-fn show(plan: &Plan) -> Result<()> {
+/// Prints every change; `removed`: also what files say that are removed.
+fn show(plan: &Plan, removed: bool) -> Result<()> {
     let style = Style::of(&io::stdout());
     let mut text = String::new();
     for step in &plan.steps {
@@ -580,6 +772,9 @@ fn show(plan: &Plan) -> Result<()> {
             "{verb} {}{about}",
             visible(&step.path.to_string_lossy())
         );
+        if step.after.is_none() && !removed {
+            continue;
+        }
         let of = |content: &Option<Content>| {
             content
                 .as_ref()
@@ -643,6 +838,10 @@ fn visible(text: &str) -> String {
         }
     };
     text.chars().map(shown).collect()
+}
+
+fn visible_lines(text: &str) -> String {
+    text.lines().map(|line| visible(line) + "\n").collect()
 }
 
 fn say(text: &str) -> Result<()> {

@@ -14,10 +14,15 @@ use thiserror::Error;
 use super::{
     runner::Runner,
     tree::{Content, Place, Tree, TreeError},
+    unit,
+    wanted::{RUNNERS, hook_of},
 };
 
 /// Where the record is. Root alone may read it: files that were there before may hold secrets.
 pub(super) const RECORD: &str = "/var/lib/jobfence/install/record.json";
+
+/// The agent's folder (`StateDirectory=` of its unit).
+const STATE: &str = "/var/lib/jobfence";
 
 /// The version of the record's form.
 const VERSION: u32 = 1;
@@ -48,6 +53,9 @@ pub(super) struct Record {
     version: u32,
     /// The runners that jobfence is installed for.
     pub(super) runners: Vec<Runner>,
+    /// Those that it is being taken back for: not all of what was there before is back.
+    #[serde(default)]
+    pub(super) leaving: Vec<Runner>,
     /// The files that were written.
     pub(super) files: BTreeMap<PathBuf, Entry>,
     /// The folders that were made, the outermost first.
@@ -84,6 +92,12 @@ impl Entry {
             })
     }
 
+    /// Whether the whole file is of no use to anybody without jobfence, whatever others have made of it.
+    pub(super) fn is_all_ours(&self, path: &Path) -> bool {
+        let is_policy = path.starts_with(RUNNERS) && self.original.is_none();
+        self.is_ours && self.base.is_none() || is_policy || hook_of(path).is_some()
+    }
+
     /// What was written, or was about to be.
     pub(super) fn text(&self) -> String {
         let content = self.written.as_ref().or(self.next.as_ref());
@@ -96,6 +110,7 @@ impl Default for Record {
         Self {
             version: VERSION,
             runners: Vec::new(),
+            leaving: Vec::new(),
             files: BTreeMap::new(),
             folders: Vec::new(),
             enabled: false,
@@ -116,6 +131,12 @@ impl Record {
         }
     }
 
+    /// Whose the folder of the file `path` is by now.
+    pub(super) fn place_now(&self, tree: &Tree, path: &Path, entry: &Entry) -> Place {
+        let all: Vec<_> = self.runners.iter().chain(&self.leaving).collect();
+        Runner::place_now(tree, &all, path, entry.place)
+    }
+
     /// Whether nothing is installed.
     pub(super) fn is_empty(&self) -> bool {
         self.runners.is_empty() && self.files.is_empty()
@@ -127,18 +148,18 @@ impl Record {
         if self.is_empty() {
             tree.clean(path, Place::Host)?;
             tree.remove(path, Place::Host)?;
-            self.remove_folders(tree)?;
-            // Made for the first record, which then was not written.
-            for folder in path.ancestors().skip(1).take(2) {
+            // Made for the first record, which then was not written. The one around it is the agent's.
+            if let Some(folder) = path.parent() {
                 tree.remove_folder(folder)?;
             }
+            self.remove_folders(tree);
             return Ok(());
         }
         let missing = tree.missing_folders(path);
         self.folders.extend_from_slice(&missing);
         for folder in &missing {
             // As the agent's own unit makes the outer one; other ones are the system's.
-            let is_ours = folder.starts_with("/var/lib/jobfence");
+            let is_ours = folder.starts_with(STATE);
             tree.make_folder(folder, if is_ours { 0o700 } else { 0o755 })?;
         }
         let content = Content {
@@ -150,13 +171,16 @@ impl Record {
         Ok(tree.write(path, Place::Host, &content)?)
     }
 
-    /// Removes those of the folders that were made that are empty.
-    pub(super) fn remove_folders(&mut self, tree: &Tree) -> Result<(), RecordError> {
-        for folder in std::mem::take(&mut self.folders).into_iter().rev() {
-            if !tree.remove_folder(&folder)? {
-                self.folders.insert(0, folder);
-            }
-        }
-        Ok(())
+    /// Removes those of the folders that were made that are empty, as far as that can be done.
+    pub(super) fn remove_folders(&mut self, tree: &Tree) {
+        let mut left = std::mem::take(&mut self.folders);
+        // Mounted in an agent that runs, which could not write there any more.
+        let is_mounted = unit::file(tree, unit::AGENT_UNIT).is_some();
+        let stays = |folder: &Path| is_mounted && folder == Path::new(STATE);
+        // The inner ones first.
+        left.reverse();
+        left.retain(|folder| stays(folder) || !tree.remove_folder(folder).unwrap_or(false));
+        left.reverse();
+        self.folders = left;
     }
 }

@@ -1,6 +1,6 @@
 //! The CI runners of a host: who runs them, from which folder, as which service.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use clap::ValueEnum;
 use nix::unistd::{Uid, User};
@@ -12,25 +12,9 @@ use super::{
     InstallArguments,
     edit::{self, EditError},
     tree::{Place, Tree, TreeError},
+    unit,
+    wanted::policy_path,
 };
-
-/// Folders of units, the first with a unit counts (systemd.unit(5)).
-const UNITS: [&str; 5] = [
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
-
-/// Where units that an administrator makes or changes are.
-pub(super) const ETC_UNITS: &str = "/etc/systemd/system";
-
-/// Name of the drop-in.
-pub(super) const DROP_IN: &str = "jobfence.conf";
-
-/// The unit of the agent.
-pub(super) const AGENT_UNIT: &str = "jobfence-agent.service";
 
 /// GitLab Runner's configuration.
 pub(super) const GITLAB_CONFIG: &str = "/etc/gitlab-runner/config.toml";
@@ -68,7 +52,7 @@ pub(crate) enum System {
     Buildkite,
     /// Buildbot: a fence around the worker's service, --unit
     Buildbot,
-    /// Any other: the agent, for `jobfence run` and `jobfence job`
+    /// Any other, as Jenkins: the agent, for `jobfence run` and `jobfence job`
     Generic,
 }
 
@@ -98,6 +82,9 @@ pub(super) struct Runner {
     pub(super) user: Option<String>,
     /// The owner and group of its folder.
     pub(super) owner: (u32, u32),
+    /// The owner of the configuration that names its folder.
+    #[serde(default)]
+    pub(super) config_owner: u32,
     /// Its folder, where something of it changes there.
     pub(super) folder: Option<PathBuf>,
     /// Its systemd unit.
@@ -107,21 +94,48 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// The runner that `arguments` mean.
-    pub(super) fn find(tree: &Tree, arguments: &InstallArguments) -> Result<Self, RunnerError> {
+    /// One of which nothing else is known.
+    fn new(system: System, title: String, user: Option<String>) -> Self {
+        Self {
+            system,
+            name: plain(&title),
+            title,
+            user,
+            owner: (0, 0),
+            config_owner: 0,
+            folder: None,
+            unit: None,
+            hosts: Vec::new(),
+        }
+    }
+
+    /// The runner that `arguments` mean; `known` are those that are installed.
+    pub(super) fn find(
+        tree: &Tree,
+        arguments: &InstallArguments,
+        known: &[Self],
+    ) -> Result<Self, RunnerError> {
         let Some(system) = arguments.system else {
             return unclear("name the CI system");
         };
         let mut runner = match system {
             System::Github => github(tree, arguments),
             System::Gitlab => gitlab(tree, arguments),
-            System::Buildkite => buildkite(tree, arguments),
+            System::Buildkite => buildkite(tree, arguments, known),
             System::Buildbot => buildbot(arguments),
             System::Generic => Ok(generic(arguments)),
         }?;
         if let Some(unit) = &runner.unit {
             check_unit(tree, unit)?;
-            runner.user = runner.user.or_else(|| Some(user_of_unit(tree, unit)));
+            // Whoever else is named, that is who its jobs are.
+            let own = unit::user(tree, unit);
+            if own.parse() == Ok(0) || user_named(tree, &own) == Some(0) {
+                return unclear(format!(
+                    "{unit} runs as root, whose jobs could take every fence away: give it a `User=` of its \
+                     own"
+                ));
+            }
+            runner.user = runner.user.or_else(|| Some(unit::user(tree, unit)));
         }
         // A unit may name its user by id.
         if let Some(name) = runner.user.as_ref().and_then(|user| user.parse().ok())
@@ -148,15 +162,99 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Where its drop-in is.
-    pub(super) fn drop_in(&self) -> Option<PathBuf> {
-        let unit = self.unit.as_ref()?;
-        Some(Path::new(ETC_UNITS).join(format!("{unit}.d")).join(DROP_IN))
+    /// Takes over from when it was installed before what the command line does not say. Where its
+    /// folder says otherwise by now, it must: the folder is its user's, who could have named another
+    /// unit in it to be let out of a fence, or another host to be let reach that.
+    pub(super) fn go_on(
+        &mut self,
+        known: &Self,
+        arguments: &InstallArguments,
+    ) -> Result<(), RunnerError> {
+        if self.system == System::Github {
+            let differs = |what: &str, now: Option<&str>, then: Option<&str>, option: &str| {
+                let quoted = |text: &str| format!("{text:?}");
+                let [now, then] = [now, then].map(|text| text.map_or("none".into(), quoted));
+                unclear(format!(
+                    "the runner's folder names {what} {now}, and named {then} when jobfence was \
+                     installed for it; its user can write there. If that is right, say so with {option}, \
+                     or `jobfence uninstall` first"
+                ))
+            };
+            let is_new = |host: &&String| {
+                !known.hosts.contains(host) && !arguments.platform_host.contains(host)
+            };
+            if arguments.unit.is_none() && self.unit != known.unit {
+                let (now, then) = (self.unit.as_deref(), known.unit.as_deref());
+                return differs("the unit", now, then, "--unit");
+            }
+            if arguments.name.is_none() && self.title != known.title {
+                return differs(
+                    "the runner",
+                    Some(&self.title),
+                    Some(&known.title),
+                    "--name",
+                );
+            }
+            if let Some(host) = self.hosts.iter().find(is_new) {
+                return differs("the host", Some(host), None, "--platform-host");
+            }
+        }
+        if arguments.name.is_none() {
+            self.name.clone_from(&known.name);
+            self.title.clone_from(&known.title);
+        }
+        if arguments.user.is_none() {
+            self.user.clone_from(&known.user);
+        }
+        if arguments.unit.is_none() {
+            self.unit.clone_from(&known.unit);
+        }
+        for host in &known.hosts {
+            if !self.hosts.contains(host) {
+                self.hosts.push(host.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether its user is held to jobs. One without a fence of its own would be held, too.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.unit.is_some() || self.system == System::Gitlab
+    }
+
+    /// Whether its folder is there: of a runner that is gone, none is made.
+    pub(super) fn has_folder(&self, tree: &Tree) -> bool {
+        let folder = self.folder.as_ref();
+        folder.is_some_and(|folder| tree.exists(folder))
+    }
+
+    /// Whose the folder of `file` is: with `place`, when it was written. Root may have given one to
+    /// another user since.
+    pub(super) fn place_now(tree: &Tree, all: &[&Self], file: &Path, place: Place) -> Place {
+        let is_runners = |folder: &&Path| all.iter().any(|it| it.folder.as_deref() == Some(folder));
+        let folder = file.parent().filter(is_runners);
+        match folder.map(|folder| tree.owner(folder)) {
+            Some(Ok((uid, _))) if uid != 0 => Place::Runner(uid),
+            _ => place,
+        }
+    }
+
+    /// Whether a file is for no other runner.
+    pub(super) fn has(&self, file: &Path) -> bool {
+        let folder = self.folder.as_ref();
+        let unit = self.unit.as_ref();
+        folder.is_some_and(|folder| file.starts_with(folder))
+            || unit.is_some_and(|unit| unit::drop_in(unit) == file)
+            || policy_path(self) == file
     }
 
     /// Whose folder its own is.
     pub(super) fn place(&self) -> Place {
-        place_of(self.owner.0)
+        // Whoever has the configuration may have the folder above as well.
+        match self.owner.0 {
+            0 => place_of(self.config_owner),
+            uid => place_of(uid),
+        }
     }
 
     /// Whether `other` is the same one, installed again.
@@ -197,6 +295,12 @@ fn github(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerErr
     let Some(folder) = arguments.runner_dir.clone() else {
         return unclear("name the runner's folder, where its config.sh was called: --runner-dir");
     };
+    if !tree.exists(&folder) {
+        return unclear(format!(
+            "there is no folder {}: --runner-dir is the one where config.sh was called",
+            folder.display()
+        ));
+    }
     let owner = tree.owner(&folder)?;
     let place = Place::Runner(owner.0);
     let file = folder.join(".runner");
@@ -207,7 +311,7 @@ fn github(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerErr
         .and_then(|text| serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text)).ok());
     let Some(settings) = settings else {
         return unclear(format!(
-            "{} is not there, or cannot be read: configure the runner with its config.sh first",
+            "{} is not there, or cannot be read: is this where config.sh was called?",
             file.display()
         ));
     };
@@ -247,7 +351,7 @@ fn github(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerErr
             .trim_start_matches('\u{feff}')
             .to_owned();
         check_unit(tree, &named)?;
-        let user = user_of_unit(tree, &named);
+        let user = unit::user(tree, &named);
         if owner_name.as_deref() != Some(&user) {
             return unclear(format!(
                 "the .service of {} names the unit {named:?}, which runs as {user} and not as the \
@@ -267,6 +371,7 @@ fn github(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerErr
         title,
         user,
         owner,
+        config_owner: owner.0,
         folder: Some(folder),
         unit,
         hosts,
@@ -286,34 +391,45 @@ fn gitlab(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerErr
     };
     let url = edit::runner_text(&content.text, &title, &["url"])?;
     let user = arguments.user.clone();
+    let user = user.or_else(|| Some("gitlab-runner".to_owned()));
+    // It is root's, and starts jobs as another user: a fence around its unit would hold nobody.
     Ok(Runner {
-        system: System::Gitlab,
-        name: plain(&title),
-        title,
-        user: user.or_else(|| Some("gitlab-runner".to_owned())),
-        owner: (0, 0),
-        folder: None,
-        // It is root's, and starts jobs as another user: a fence around it would hold nobody.
-        unit: None,
         hosts: url.as_deref().and_then(host_of).into_iter().collect(),
+        ..Runner::new(System::Gitlab, title, user)
     })
 }
 
-fn buildkite(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, RunnerError> {
+fn buildkite(
+    tree: &Tree,
+    arguments: &InstallArguments,
+    known: &[Runner],
+) -> Result<Runner, RunnerError> {
     let folder = arguments.runner_dir.clone();
     let folder = folder.unwrap_or_else(|| "/etc/buildkite-agent".into());
-    let (config_owner, _) = tree.owner(&folder)?;
-    let place = place_of(config_owner);
+    let (folder_owner, _) = tree.owner(&folder)?;
+    let place = place_of(folder_owner);
     let config = tree.read(&folder.join("buildkite-agent.cfg"), place)?;
+    let config_owner = match (folder_owner, &config) {
+        (0, Some(config)) => config.uid,
+        (uid, _) => uid,
+    };
     let config = config.map_or_else(String::new, |content| content.text);
     let hooks = edit::variables(&config, "hooks-path").last();
     let hooks = hooks.map(|path| PathBuf::from(path.trim().trim_matches(['"', '\''])));
     let hooks = hooks.unwrap_or_else(|| folder.join("hooks"));
     let owner = tree.owner(&hooks)?;
-    // The configuration is the user's, who could name a folder of somebody else.
-    if config_owner != 0 && owner.0 != config_owner {
+    // The configuration is the user's, who could name a folder of somebody else. Root's is for hooks
+    // if it is below the configuration's, where no link leads, or was theirs before.
+    let is_plain = !hooks.components().any(|part| part == Component::ParentDir);
+    let is_below = is_plain && hooks.starts_with(&folder);
+    let is_known = known
+        .iter()
+        .any(|runner| runner.system == System::Buildkite && runner.folder.as_ref() == Some(&hooks));
+    let is_for_hooks = owner.0 == 0 && (is_below || is_known);
+    if config_owner != 0 && owner.0 != config_owner && !is_for_hooks {
         return unclear(format!(
-            "{} belongs to user {config_owner} and names the folder of hooks {}, which belongs to user {}",
+            "the configuration in {} belongs to user {config_owner} and names the folder of hooks {}, \
+             which belongs to user {}: give both to root (`chown root:`), or both to that user",
             folder.display(),
             hooks.display(),
             owner.0
@@ -321,7 +437,7 @@ fn buildkite(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, Runner
     }
     let unit = arguments.unit.clone().or_else(|| {
         let unit = "buildkite-agent.service";
-        unit_file(tree, unit).map(|_| unit.to_owned())
+        unit::file(tree, unit).map(|_| unit.to_owned())
     });
     let title = arguments
         .name
@@ -331,14 +447,11 @@ fn buildkite(tree: &Tree, arguments: &InstallArguments) -> Result<Runner, Runner
         return unclear("the agent has no unit buildkite-agent.service: name its --unit or --user");
     }
     Ok(Runner {
-        system: System::Buildkite,
-        name: plain(&title),
-        title,
-        user: arguments.user.clone(),
         owner,
+        config_owner,
         folder: Some(hooks),
         unit,
-        hosts: Vec::new(),
+        ..Runner::new(System::Buildkite, title, arguments.user.clone())
     })
 }
 
@@ -349,14 +462,8 @@ fn buildbot(arguments: &InstallArguments) -> Result<Runner, RunnerError> {
     let title = arguments.name.clone();
     let title = title.unwrap_or_else(|| unit.trim_end_matches(".service").to_owned());
     Ok(Runner {
-        system: System::Buildbot,
-        name: plain(&title),
-        title,
-        user: arguments.user.clone(),
-        owner: (0, 0),
-        folder: None,
         unit: Some(unit),
-        hosts: Vec::new(),
+        ..Runner::new(System::Buildbot, title, arguments.user.clone())
     })
 }
 
@@ -365,16 +472,7 @@ fn generic(arguments: &InstallArguments) -> Runner {
         .name
         .clone()
         .unwrap_or_else(|| "generic".to_owned());
-    Runner {
-        system: System::Generic,
-        name: plain(&title),
-        title,
-        user: arguments.user.clone(),
-        owner: (0, 0),
-        folder: None,
-        unit: None,
-        hosts: Vec::new(),
-    }
+    Runner::new(System::Generic, title, arguments.user.clone())
 }
 
 /// The host of a URL.
@@ -382,39 +480,36 @@ fn host_of(url: &str) -> Option<String> {
     let rest = url.split_once("://")?.1;
     let authority = rest.split(['/', '?', '#']).next()?;
     let host = authority.rsplit('@').next()?.split(':').next()?;
-    Some(host.to_ascii_lowercase()).filter(|host| is_host(host))
+    // No wildcard: that is for who knows the platform to say.
+    Some(host.to_ascii_lowercase()).filter(|host| is_host(host) && !host.contains('*'))
 }
 
-/// The files that make up a unit, the main one first.
-fn unit_files(tree: &Tree, unit: &str) -> Vec<PathBuf> {
-    let main = unit_file(tree, unit);
-    let mut drop_ins = Vec::new();
-    for folder in UNITS {
-        let folder = Path::new(folder).join(format!("{unit}.d"));
-        for name in tree.names(&folder) {
-            if name.ends_with(".conf") {
-                drop_ins.push((name.clone(), folder.join(name)));
-            }
+/// What else runs as the user of `runner` without a fence, and would be cut off with the user held to
+/// jobs: other runners that jobfence is not installed for, as far as files tell.
+pub(super) fn cut_off(tree: &Tree, runner: &Runner, known: &[Runner]) -> Vec<String> {
+    let mut found = Vec::new();
+    let Some(user) = runner.user.as_ref().filter(|_| runner.is_guarded()) else {
+        return found;
+    };
+    if runner.system == System::Gitlab
+        && let Some(text) = tree.peek(Path::new(GITLAB_CONFIG))
+    {
+        let is_known = |title: &String| {
+            let mut gitlab = known.iter().filter(|other| other.system == System::Gitlab);
+            gitlab.any(|other| other.title == *title)
+        };
+        let mut shells = edit::shell_runners(&text);
+        shells.retain(|title| !is_known(title));
+        let named = |title| format!("[[runners]] {title:?} of {GITLAB_CONFIG}");
+        found.extend(shells.into_iter().map(named));
+    }
+    for unit in unit::named(tree, "actions.runner.") {
+        let is_known = known.iter().any(|other| other.unit.as_ref() == Some(&unit));
+        if !is_known && unit::user(tree, &unit) == *user {
+            found.push(unit);
         }
     }
-    // In whichever folder they are, by their names.
-    drop_ins.sort();
-    main.into_iter()
-        .chain(drop_ins.into_iter().map(|(_, path)| path))
-        .collect()
-}
-
-/// The main file of a unit.
-pub(super) fn unit_file(tree: &Tree, unit: &str) -> Option<PathBuf> {
-    // An instance `a@b.service` is made of `a@.service`.
-    let template = unit
-        .split_once('@')
-        .and_then(|(name, rest)| Some(format!("{name}@.{}", rest.rsplit_once('.')?.1)));
-    [Some(unit.to_owned()), template]
-        .into_iter()
-        .flatten()
-        .flat_map(|name| UNITS.map(|folder| Path::new(folder).join(&name)))
-        .find(|path| tree.exists(path))
+    found
 }
 
 fn check_unit(tree: &Tree, unit: &str) -> Result<(), RunnerError> {
@@ -424,34 +519,12 @@ fn check_unit(tree: &Tree, unit: &str) -> Result<(), RunnerError> {
             "{unit:?} is no name of a service, as in ci-runner.service"
         ));
     }
-    if unit_file(tree, unit).is_none() {
+    if unit::file(tree, unit).is_none() {
         return unclear(format!(
             "there is no unit {unit}: `systemctl list-units` has the runner's"
         ));
     }
     Ok(())
-}
-
-/// Who runs a unit.
-fn user_of_unit(tree: &Tree, unit: &str) -> String {
-    let mut user = "root".to_owned();
-    for file in unit_files(tree, unit) {
-        let text = tree.peek(&file).unwrap_or_default();
-        if let Some(said) = edit::variables(&text, "User").last() {
-            said.trim().clone_into(&mut user);
-        }
-    }
-    user
-}
-
-/// The file of `unit` that sets the variable `name`, other than ours.
-pub(super) fn unit_with_variable(tree: &Tree, unit: &str, name: &str) -> Option<PathBuf> {
-    unit_files(tree, unit).into_iter().find(|path| {
-        let is_ours = path.file_name().is_some_and(|name| name == DROP_IN);
-        let text = tree.peek(path).unwrap_or_default();
-        let mut lines = text.lines().map(str::trim_start);
-        !is_ours && lines.any(|line| line.starts_with("Environment=") && line.contains(name))
-    })
 }
 
 /// A user's id. Of another root, its user database counts.

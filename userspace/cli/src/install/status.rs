@@ -1,26 +1,27 @@
 //! `jobfence install status`: what is installed, and whether it works.
 
-use std::{fmt::Write as _, io, path::Path};
+use std::{fmt::Write as _, fs, io, path::Path};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use jobfence_agent::{
     control::{
         client::ask,
         protocol::{Answer, JobStatus, Nothing, Phase, Request},
     },
-    host::config::{CONFIG, Config},
+    host::config::{CONFIG, Config, IN_USE},
     job::user::Account,
 };
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::{
-    Services,
-    record::Record,
-    runner::{Runner, System},
+    AGENT_UNIT, Services,
+    edit::{self, EditError},
+    record::{Entry, Record},
+    runner::{GITLAB_CONFIG, Runner, System},
     say,
     tree::{Place, Tree},
     visible,
-    wanted::env_file,
 };
 use crate::report::Style;
 
@@ -74,6 +75,10 @@ enum FileState {
 /// Prints it, and returns the exit status.
 pub(super) fn status(root: &Path, json: bool) -> Result<u8> {
     let tree = Tree::open(root)?;
+    ensure!(
+        !tree.is_host() || geteuid().is_root(),
+        "only root can read what is installed: run this with sudo"
+    );
     let record = Record::load(&tree)?;
     let report = examine(&tree, &record);
     if json {
@@ -99,6 +104,11 @@ fn examine(tree: &Tree, record: &Record) -> Report {
         problems.push(error.clone());
     }
     let agent = jobs.as_ref().map(Result::is_ok);
+    if agent == Some(true)
+        && let Err(problem) = is_configured()
+    {
+        problems.push(problem);
+    }
     let jobs = jobs.and_then(Result::ok);
     let runner = |runner: &Runner| {
         let report = RunnerReport {
@@ -120,13 +130,13 @@ fn examine(tree: &Tree, record: &Record) -> Report {
         report
     };
     let runners = record.runners.iter().map(runner).collect();
-    if record.runners.is_empty() && !record.is_empty() {
-        problems.push(
-            "no runner is installed, but files are left: `jobfence uninstall --force` restores what was \
-             there before them"
-                .to_owned(),
-        );
-    }
+    problems.extend(record.leaving.iter().map(|runner| {
+        let (system, name) = (runner.system.name(), &runner.name);
+        format!(
+            "not all of what was there before {system} {name} is back: `jobfence uninstall {system} --name \
+             {name}` says what is in the way"
+        )
+    }));
     Report {
         runners,
         files,
@@ -135,11 +145,29 @@ fn examine(tree: &Tree, record: &Record) -> Report {
     }
 }
 
+/// Whether the agent goes by what its configuration says by now.
+fn is_configured() -> Result<(), String> {
+    let config = Config::load(None).map_err(|error| {
+        format!(
+            "{error}. The agent goes by what it read before, and does not start again with this"
+        )
+    })?;
+    let in_use = fs::read_to_string(config.socket.with_file_name(IN_USE)).unwrap_or_default();
+    match in_use == config.whole() {
+        true => Ok(()),
+        false => Err(format!(
+            "the agent goes by an older {CONFIG}: `systemctl reload {AGENT_UNIT}`, or restart it if its journal \
+             says so"
+        )),
+    }
+}
+
 fn files(tree: &Tree, record: &Record, problems: &mut Vec<String>) -> Vec<FileReport> {
     let mut files = Vec::new();
     for (path, entry) in &record.files {
         let shown = path.display();
-        let state = match tree.read(path, entry.place) {
+        let place = record.place_now(tree, path, entry);
+        let state = match tree.read(path, place) {
             Err(error) => {
                 problems.push(error.to_string());
                 FileState::Changed
@@ -150,15 +178,20 @@ fn files(tree: &Tree, record: &Record, problems: &mut Vec<String>) -> Vec<FileRe
             }
             Ok(Some(content)) if entry.written.as_ref() == Some(&content) => FileState::Written,
             Ok(Some(content))
-                if entry.place == Place::Host
-                    && (content.uid != 0 || content.mode & 0o022 != 0) =>
+                if place == Place::Host && (content.uid != 0 || content.mode & 0o022 != 0) =>
             {
                 problems.push(format!("others than its owner can change {shown}"));
                 FileState::Changed
             }
             // What the administrator says is not for us to judge, as long as our part is in it.
-            Ok(Some(content)) if !entry.is_ours || has_ours(entry, &content.text) => {
+            Ok(Some(content)) if !entry.is_ours || has_ours(path, entry, &content.text) => {
                 FileState::Edited
+            }
+            Ok(Some(content)) if content.text == entry.text() => {
+                problems.push(format!(
+                    "the owner or mode of {shown} was changed: install again"
+                ));
+                FileState::Changed
             }
             Ok(Some(_)) => {
                 problems.push(format!(
@@ -175,12 +208,15 @@ fn files(tree: &Tree, record: &Record, problems: &mut Vec<String>) -> Vec<FileRe
     files
 }
 
-/// Whether every line that jobfence has added to a file is in it still.
-fn has_ours(entry: &super::record::Entry, text: &str) -> bool {
+/// Whether all that jobfence has added to a file is in it still.
+fn has_ours(path: &Path, entry: &Entry, text: &str) -> bool {
     let Some(base) = &entry.base else {
         return false;
     };
     let written = entry.text();
+    if path == Path::new(GITLAB_CONFIG) {
+        return edit::has_executors(&written, text).unwrap_or(false);
+    }
     let mut added = written
         .lines()
         .filter(|line| !base.lines().any(|old| old == *line));
@@ -224,19 +260,24 @@ fn say_of_runner(tree: &Tree, runner: &Runner, report: &RunnerReport, problems: 
         )),
         _ => {}
     }
-    // Hooks that the runner's user has set in place of these since.
-    if let Some(path) = env_file(runner)
-        && let Ok(Some(content)) = tree.read(&path, Place::Runner(runner.owner.0))
-    {
-        for (variable, hook) in super::GITHUB_HOOKS {
-            if super::edit::variables(&content.text, variable).any(|value| value != hook) {
-                problems.push(format!(
-                    "{} sets {variable} to another hook than {hook}",
-                    path.display()
-                ));
-            }
-        }
+    if let Some(folder) = runner.folder.as_ref().filter(|_| !runner.has_folder(tree)) {
+        let (folder, system) = (folder.display(), runner.system.name());
+        problems.push(format!(
+            "{folder} is gone: if the runner {name} is, `jobfence uninstall {system} --name {name}`"
+        ));
     }
+    if runner.system == System::Gitlab
+        && let Some(text) = tree.peek(Path::new(GITLAB_CONFIG))
+        && let Err(EditError::NoRunner(_)) = edit::runner_text(&text, &runner.title, &["url"])
+    {
+        problems.push(format!(
+            "{GITLAB_CONFIG} has no runner {:?} any more: if it is gone, `jobfence uninstall gitlab --name {name}`",
+            runner.title
+        ));
+    }
+    // A file that cannot be read is told of where files are.
+    let others = super::other_hooks(tree, runner).unwrap_or_default();
+    problems.extend(others.into_iter().map(|other| other.problem));
     let Some(user) = runner.user.as_deref().filter(|_| tree.is_host()) else {
         return;
     };
@@ -290,6 +331,20 @@ fn render(report: &Report, style: Style) -> String {
             FileState::Missing => style.red("missing"),
         };
         _ = writeln!(text, "  {mark} {}", visible(path));
+    }
+    for (state, said) in [
+        (
+            FileState::Edited,
+            "edited: others have changed it since, and what jobfence needs is in it",
+        ),
+        (
+            FileState::Changed,
+            "changed: others have changed what jobfence needs, or can",
+        ),
+    ] {
+        if report.files.iter().any(|file| file.state == state) {
+            _ = writeln!(text, "  {said}");
+        }
     }
     match report.agent {
         Some(true) => text.push_str("  the agent answers\n"),

@@ -150,9 +150,9 @@ impl Tree {
 
     /// The owner and group of the folder `path`, to which no symbolic link may lead.
     pub(super) fn owner(&self, path: &Path) -> Result<(u32, u32), TreeError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        let stat = openat2(&self.root, path, flags, Mode::empty(), resolve)
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let stat = self
+            .descriptor(path, flags, ResolveFlags::NO_SYMLINKS)
             .and_then(fstat)
             .map_err(|errno| TreeError::new("open the folder", path, errno))?;
         Ok((stat.st_uid, stat.st_gid))
@@ -166,15 +166,8 @@ impl Tree {
     /// What the file `path` says, if it can be read; links are followed. For what decides nothing
     /// about where something is written.
     pub(super) fn peek(&self, path: &Path) -> Option<String> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = openat2(
-            &self.root,
-            path,
-            flags,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT,
-        )
-        .ok()?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = self.descriptor(path, flags, ResolveFlags::empty()).ok()?;
         let mut text = Vec::new();
         File::from(fd).take(MAX_BYTES).read_to_end(&mut text).ok()?;
         Some(String::from_utf8_lossy(&text).into_owned())
@@ -182,14 +175,8 @@ impl Tree {
 
     /// The names in the folder `path`, sorted; none if it cannot be read.
     pub(super) fn names(&self, path: &Path) -> Vec<String> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat2(
-            &self.root,
-            path,
-            flags,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT,
-        );
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = self.descriptor(path, flags, ResolveFlags::empty());
         let Ok(entries) = folder.and_then(Dir::read_from) else {
             return Vec::new();
         };
@@ -258,6 +245,8 @@ impl Tree {
             .ok_or_else(|| failed(Errno::NOENT))?;
         let name = name(path)?;
         let temporary = temporary(name);
+        // Of a process that was killed.
+        self.clean(path, place)?;
         let written = replace(&folder, name, &temporary, content);
         if written.is_err() {
             // Else the next one would find it.
@@ -275,9 +264,14 @@ impl Tree {
         let Some(folder) = self.folder_of(path, place)? else {
             return Ok(());
         };
-        match unlinkat(&folder, temporary(name(path)?), AtFlags::empty()) {
+        let temporary = temporary(name(path)?);
+        match unlinkat(&folder, &temporary, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(TreeError::new("clean up beside", path, errno)),
+            Err(errno) => Err(TreeError::new(
+                "remove",
+                &path.with_file_name(temporary),
+                errno,
+            )),
         }
     }
 
@@ -336,12 +330,12 @@ impl Tree {
     /// The folder in which the file `path` is, if it is safe to use; `None` if it is not there.
     fn folder_of(&self, path: &Path, place: Place) -> Result<Option<OwnedFd>, TreeError> {
         let folder = path.parent().unwrap_or(path);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mut resolve = ResolveFlags::IN_ROOT;
-        if place != Place::Host {
-            resolve |= ResolveFlags::NO_SYMLINKS;
-        }
-        let fd = match openat2(&self.root, folder, flags, Mode::empty(), resolve) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let resolve = match place {
+            Place::Host => ResolveFlags::empty(),
+            Place::Runner(_) => ResolveFlags::NO_SYMLINKS,
+        };
+        let fd = match self.descriptor(folder, flags, resolve) {
             Err(Errno::NOENT) => return Ok(None),
             fd => fd.map_err(|errno| TreeError::new("open the folder", folder, errno))?,
         };
@@ -362,15 +356,24 @@ impl Tree {
     }
 
     fn stat(&self, path: &Path) -> Result<Stat, Errno> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        self.descriptor(path, OFlags::PATH, ResolveFlags::empty())
+            .and_then(fstat)
+    }
+
+    /// Opens `path`, on the way to which nothing leads out of the tree.
+    fn descriptor(
+        &self,
+        path: &Path,
+        flags: OFlags,
+        resolve: ResolveFlags,
+    ) -> Result<OwnedFd, Errno> {
         openat2(
             &self.root,
             path,
-            flags,
+            flags | OFlags::CLOEXEC,
             Mode::empty(),
-            ResolveFlags::IN_ROOT,
+            resolve | ResolveFlags::IN_ROOT,
         )
-        .and_then(fstat)
     }
 }
 
@@ -419,10 +422,6 @@ fn temporary(name: &OsStr) -> OsString {
 /// Writes `temporary` and renames it to `name`.
 fn replace(folder: &OwnedFd, name: &OsStr, temporary: &OsStr, content: &Content) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // Of a process that was killed.
-    if statat(folder, temporary, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-        unlinkat(folder, temporary, AtFlags::empty())?;
-    }
     let mut file = File::from(openat(
         folder,
         temporary,

@@ -9,11 +9,12 @@ use jobfence_agent::host::config::{CONFIG, Config, ConfigError};
 use jobfence_policy::{Name, NameVerdict, Policy, Presets};
 
 use super::{
-    edit::{self, Edit},
+    edit::{self, Edit, EditError},
     plan::{Kind, Wanted},
     record::Record,
-    runner::{self, AGENT_UNIT, ETC_UNITS, GITLAB_CONFIG, Runner, System},
-    tree::{Content, Place, Tree, TreeError},
+    runner::{self, GITLAB_CONFIG, Runner, System},
+    tree::{Content, Place, Tree},
+    unit::{self, AGENT_UNIT, ETC_UNITS},
 };
 
 /// The program, as the texts below name it.
@@ -59,7 +60,7 @@ impl Host {
             Config::default()
         };
         let ours = Path::new(ETC_UNITS).join(AGENT_UNIT);
-        let unit = runner::unit_file(tree, AGENT_UNIT);
+        let unit = unit::file(tree, AGENT_UNIT);
         Ok(Self {
             program,
             socket: config.socket,
@@ -74,18 +75,18 @@ impl Host {
     }
 
     /// The files that the runners of `record` need, those first that others refer to.
-    pub(super) fn wanted(&self, tree: &Tree, record: &Record) -> Result<Vec<Wanted>, TreeError> {
+    pub(super) fn wanted(&self, tree: &Tree, record: &Record) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         let runners = &record.runners;
         if runners.is_empty() {
-            return Ok(wanted);
+            return wanted;
         }
         self.agent(runners, &mut wanted);
         for runner in runners {
             match runner.system {
-                System::Github => self.github(tree, runner, &mut wanted)?,
+                System::Github => self.github(tree, runner, &mut wanted),
                 System::Gitlab => self.gitlab(tree, runner, &mut wanted),
-                System::Buildkite => self.buildkite(tree, record, runner, &mut wanted)?,
+                System::Buildkite => self.buildkite(tree, record, runner, &mut wanted),
                 System::Buildbot => self.policy(runner, &mut wanted),
                 System::Generic => {}
             }
@@ -94,7 +95,7 @@ impl Host {
         // What runners share.
         let mut paths = HashSet::new();
         wanted.retain(|file: &Wanted| paths.insert(file.path.clone()));
-        Ok(wanted)
+        wanted
     }
 
     /// What the agent needs.
@@ -151,8 +152,7 @@ impl Host {
             ) {
                 edits.push(Edit::Item(&["runners"], user.clone()));
             }
-            // A runner without a fence of its own would be held, too.
-            if runner.unit.is_some() || runner.system == System::Gitlab {
+            if runner.is_guarded() {
                 edits.push(Edit::Item(&["guard", "users"], user.clone()));
             }
         }
@@ -188,28 +188,33 @@ impl Host {
     fn policy(&self, runner: &Runner, wanted: &mut Vec<Wanted>) {
         let items = platform(runner);
         let allow = if items.is_empty() {
-            "allow: [] # nothing yet: name the hosts of the CI platform, as in - host: ci.example.com\n"
+            "# The hosts of the CI platform, as in `- host: ci.example.com`.\n    allow: []\n"
                 .to_owned()
         } else {
             format!("allow:\n{}", list(&items, 6))
+        };
+        let (name, own) = (&runner.name, "Its jobs have policies of their own.");
+        let about = match runner.system {
+            System::Buildbot => {
+                format!("# What the worker {name} and all of its builds may reach.")
+            }
+            _ => format!("# What the runner {name} itself may reach. {own}"),
         };
         wanted.push(Wanted {
             path: policy_path(runner),
             place: Place::Host,
             kind: Kind::Policy(edits(&["jobs", "default", "allow"], items)),
             content: plain(format!(
-                "# What the runner {} itself may reach. Its jobs have policies of their own.\n\
-                 version: 1\n\
+                "{about}\nversion: 1\n\
                  # For its whole life: a restart begins anew.\n\
                  limits: {{names: 16384, name_bytes: 1048576, addresses: 65536}}\n\
-                 jobs:\n  default:\n    {allow}",
-                runner.name
+                 jobs:\n  default:\n    {allow}"
             )),
         });
     }
 
     fn drop_in(&self, runner: &Runner, wanted: &mut Vec<Wanted>) {
-        let (Some(path), name) = (runner.drop_in(), &runner.name) else {
+        let (Some(unit), name) = (&runner.unit, &runner.name) else {
             return;
         };
         let mut text = format!(
@@ -227,34 +232,37 @@ impl Host {
             policy_path(runner).display()
         );
         if runner.system == System::Github {
+            // Its unit says `process`.
+            text += "# When the fence fails, none of the runner's processes goes on without it. Those in \
+                     fences are\n# not in the service's cgroup: to them it is the same as `process`.\n\
+                     KillMode=mixed\n";
             for (variable, hook) in GITHUB_HOOKS {
                 text += &format!("Environment={variable}={hook}\n");
             }
         }
-        wanted.push(self.ours(path, text, 0o644));
+        wanted.push(self.ours(unit::drop_in(unit), text, 0o644));
     }
 
-    fn github(
-        &self,
-        tree: &Tree,
-        runner: &Runner,
-        wanted: &mut Vec<Wanted>,
-    ) -> Result<(), TreeError> {
+    fn github(&self, tree: &Tree, runner: &Runner, wanted: &mut Vec<Wanted>) {
         self.policy(runner, wanted);
         for ((_, hook), text) in GITHUB_HOOKS.into_iter().zip([STARTED, COMPLETED]) {
             wanted.push(self.ours(hook.into(), text.to_owned(), 0o644));
         }
-        let Some(path) = env_file(runner) else {
-            return Ok(());
+        let Some(path) = env_file(runner).filter(|_| runner.has_folder(tree)) else {
+            return;
         };
         let place = Place::Runner(runner.owner.0);
-        let there = tree.read(&path, place)?;
-        let there = there.map_or_else(String::new, |content| content.text);
+        let there = tree.read(&path, place);
         // What the file says goes before what the unit says. Without either there is no need for it.
         let edits: Vec<_> = GITHUB_HOOKS
             .into_iter()
-            .filter(|(name, _)| {
-                runner.unit.is_none() || edit::variables(&there, name).next().is_some()
+            .filter(|(name, _)| match &there {
+                Ok(Some(content)) if runner.unit.is_some() => {
+                    edit::variables(&content.text, name).next().is_some()
+                }
+                Ok(None) => runner.unit.is_none(),
+                // Whoever is to change it finds the same error, and tells it.
+                _ => true,
             })
             .map(|(name, hook)| Edit::Variable(name, hook.to_owned()))
             .collect();
@@ -272,11 +280,16 @@ impl Host {
                 },
             });
         }
-        Ok(())
     }
 
     fn gitlab(&self, tree: &Tree, runner: &Runner, wanted: &mut Vec<Wanted>) {
         self.policy(runner, wanted);
+        // One that is not registered any more is in nobody's way.
+        let text = tree.peek(Path::new(GITLAB_CONFIG)).unwrap_or_default();
+        let section = edit::runner_text(&text, &runner.title, &["url"]);
+        if matches!(section, Err(EditError::NoRunner(_))) {
+            return;
+        }
         let mut arguments = Vec::new();
         if let Some(user) = &runner.user {
             arguments.extend(["--user".to_owned(), user.clone()]);
@@ -309,33 +322,29 @@ impl Host {
         }
     }
 
-    fn buildkite(
-        &self,
-        tree: &Tree,
-        record: &Record,
-        runner: &Runner,
-        wanted: &mut Vec<Wanted>,
-    ) -> Result<(), TreeError> {
+    fn buildkite(&self, tree: &Tree, record: &Record, runner: &Runner, wanted: &mut Vec<Wanted>) {
         self.policy(runner, wanted);
-        let Some(folder) = &runner.folder else {
-            return Ok(());
+        let folder = runner.folder.as_ref();
+        let Some(folder) = folder.filter(|_| runner.has_folder(tree)) else {
+            return;
         };
         for (name, text) in BUILDKITE_HOOKS {
             let path = folder.join(name);
             let place = runner.place();
             let before = match record.files.get(&path) {
                 Some(entry) => entry.original.clone(),
-                None => tree.read(&path, place)?,
+                // Whoever is to change it finds the same error, and tells it.
+                None => tree.read(&path, place).unwrap_or_default(),
             };
             let mut text = text.to_owned();
             // A hook that is there already goes on to be called.
             if let Some(content) = before {
-                let moved = folder.join(format!("{name}.before-jobfence"));
+                let moved = moved(&path);
                 text = with_hook(name, &text, &moved, &content.text);
                 wanted.push(Wanted {
                     path: moved,
                     place,
-                    kind: Kind::Ours,
+                    kind: Kind::Moved,
                     content,
                 });
             }
@@ -352,7 +361,6 @@ impl Host {
                 },
             });
         }
-        Ok(())
     }
 }
 
@@ -402,9 +410,27 @@ pub(super) fn env_file(runner: &Runner) -> Option<PathBuf> {
     (runner.system == System::Github).then(|| folder.join(".env"))
 }
 
+/// Folder of the policies of runners.
+pub(super) const RUNNERS: &str = "/etc/jobfence/runners";
+
+/// What a hook is called that was there before, behind its name.
+const BEFORE: &str = ".before-jobfence";
+
+/// Where a hook goes that jobfence's stands for.
+pub(super) fn moved(hook: &Path) -> PathBuf {
+    let mut path = hook.as_os_str().to_owned();
+    path.push(BEFORE);
+    path.into()
+}
+
+/// The hook that was moved to `path`, if one was.
+pub(super) fn hook_of(path: &Path) -> Option<PathBuf> {
+    path.to_str()?.strip_suffix(BEFORE).map(PathBuf::from)
+}
+
 /// Where the policy of a runner's own fence is.
 pub(super) fn policy_path(runner: &Runner) -> PathBuf {
-    Path::new("/etc/jobfence/runners").join(format!("{}.yml", runner.name))
+    Path::new(RUNNERS).join(format!("{}.yml", runner.name))
 }
 
 /// A file of root's that everybody may read.
