@@ -6,7 +6,7 @@
 //! - `plan`: what has to be changed, and the changing
 //! - [`record`]: what was installed, and what was there before
 //! - [`tree`]: files, without following what a runner's user has laid out
-//! - [`unit`]: what systemd's units say of a runner
+//! - [`mod@unit`]: what systemd's units say of a runner
 //! - `status`: what of it is there, and works
 //!
 //! Nothing here is asked: `--dry-run` shows every change and makes none. What is running is left
