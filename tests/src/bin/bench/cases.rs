@@ -263,6 +263,12 @@ impl Bench {
     /// Measures everything whose name holds `only`.
     pub(crate) fn run(&self, only: &str, out: &mut dyn FnMut(Row)) -> Result<()> {
         let wanted = CASES.iter().filter(|(name, _)| name.contains(only));
+        let wanted: Vec<_> = wanted.collect();
+        let names = CASES.map(|(name, _)| name).join(", ");
+        ensure!(
+            !wanted.is_empty(),
+            "nothing is called {only}: there are {names}"
+        );
         for (name, case) in wanted {
             let rows = case(self).with_context(|| format!("could not measure {name}"))?;
             rows.into_iter().for_each(&mut *out);
