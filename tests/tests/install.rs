@@ -2029,6 +2029,22 @@ fn fenced_and_freed(machine: &Machine) -> Result<()> {
         "enabled"
     );
 
+    // What is in the file counts once the agent has read it.
+    machine.ok(
+        "cp -p /etc/jobfence/agent.yml /root/ && echo 'refs: [main]' >>/etc/jobfence/agent.yml",
+    )?;
+    let stale = machine.sh("jobfence install status")?;
+    assert_eq!(stale.status.code(), Some(1), "{stale:?}");
+    let older =
+        "the agent goes by an older /etc/jobfence/agent.yml: `systemctl reload jobfence-agent";
+    assert!(stale.stdout.contains(older), "{stale:?}");
+    machine.ok("systemctl reload jobfence-agent")?;
+    eventually("the agent goes by its file", || {
+        let status = machine.sh("jobfence install status");
+        status.is_ok_and(|status| status.status.success())
+    });
+    machine.ok("mv /root/agent.yml /etc/jobfence/")?;
+
     let said = machine.ok("jobfence uninstall")?;
     fs::remove_file(&last)?;
     is(fenced);

@@ -74,10 +74,11 @@ impl Host {
         let compiled = lock(&self.policies).compile(sources, started.date());
         let (sources, policy, closed) = match compiled {
             Ok((sources, policy)) => (sources, policy, closed),
-            Err(error) => {
-                let nothing = (Arc::default(), Arc::new(policy::nothing()));
-                (nothing.0, nothing.1, Some(error.to_string()))
-            }
+            Err(error) => (
+                Arc::default(),
+                Arc::new(policy::nothing()),
+                Some(error.to_string()),
+            ),
         };
         // Whatever is to be done about it, the job's processes are not to run unfenced. What every job
         // may reach, this one may: a CI system that is among that can still tell what is wrong.

@@ -190,13 +190,15 @@ fn children(pid: u32) -> Result<Vec<u32>, TreeError> {
     let found = || -> io::Result<Vec<u32>> {
         let mut found = Vec::new();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            match fs::read_to_string(task?.path().join("children")) {
+            let task = task?.path();
+            match fs::read_to_string(task.join("children")) {
                 Ok(list) => found.extend(
                     list.split_whitespace()
                         .filter_map(|pid| pid.parse::<u32>().ok()),
                 ),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(error),
+                // Not that of a kernel without CONFIG_PROC_CHILDREN: it would hide them all.
+                Err(error) if is_gone(&error) && !task.exists() => {}
+                Err(error) => return Err(io::Error::new(io::ErrorKind::Unsupported, error)),
             }
         }
         Ok(found)
